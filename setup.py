@@ -29,8 +29,6 @@ setup(
     long_description_content_type='text/markdown',
     keywords=cfg['keywords'],
     author=cfg['author'],
-    author_email=cfg['author_email'],
-    url=cfg['git_url'],
     license='Apache-2.0',
     classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],

@@ -1,0 +1,70 @@
+# `make help` lists what there is. Everything below works from a fresh clone: each target makes the environment first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+CORES ?= 2
+PROFILE ?= pocket
+# extra words for the installation of torch, such as the index of CPU builds on Linux: TORCH_ARGS="--index-url ..."
+TORCH_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.complete
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --progress-bar off
+
+# One thread a process, and no thread that spins while it waits: two busy cores slow each other down a hundredfold otherwise.
+export OMP_NUM_THREADS := 1
+export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 0
+export TOKENIZERS_PARALLELISM := false
+# The pocket world is committed: nothing on these paths may reach for a model hub.
+reproduce test docs: export HF_HUB_OFFLINE := 1
+
+.PHONY: help venv reproduce test gates docs readme lab lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(STAMP) ## make .venv with the exact versions of requirements.lock
+
+$(STAMP): requirements.lock settings.ini setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "make venv: $(PYTHON) is Python %d.%d, mcft needs 3.11 or newer; name another one, such as: make venv PYTHON=python3.12" % v)'
+	@echo "Installing into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(PIP) $(TORCH_ARGS) "$$(grep '^torch==' requirements.lock)"
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+reproduce: venv ## problems to tables and figures, PROFILE=pocket
+	@$(BIN)/snakemake --cores $(CORES) --configfile configs/$(PROFILE).yaml --quiet rules host
+	@echo "tables:       data/results/"
+	@echo "figures:      figures/"
+	@echo "results page: docs/results.md (make docs renders it)"
+
+test: venv ## the nbdev gates, the docs build, pytest
+	@tests/gates.sh
+	@$(MAKE) --no-print-directory docs
+	@$(BIN)/python -m pytest -q tests
+
+docs: venv ## build the site into _docs/
+	@$(BIN)/python docs/build.py
+
+readme: venv ## README.md from nbs/index.ipynb
+	@$(BIN)/python docs/readme.py
+
+lab: venv ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+
+lock: ## resolve settings.ini anew and rewrite requirements.lock
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) $(TORCH_ARGS) "$$(grep '^torch==' requirements.lock)"
+	@$(PIP) -e '.[dev]'
+	@{ echo '# Exact versions of everything `make venv` installs, torch before the rest. Written by `make lock` from settings.ini.'; \
+	   $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed -E 's/\+[A-Za-z0-9.]+$$//'; } > requirements.lock
+	@touch $(STAMP)
+
+clean: ## remove what the targets made, except .venv
+	@rm -rf runs _proc _docs .snakemake
