@@ -1,0 +1,35 @@
+"""README.md from nbs/index.ipynb: its Markdown cells, its code cells as code, and their text outputs."""
+import re
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = '<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->'
+
+
+def cell_markdown(cell) -> str:
+    "One cell as Markdown; hidden cells give nothing."
+    if cell.cell_type == 'markdown': return cell.source
+    if cell.cell_type != 'code' or cell.source.startswith('#| hide'): return ''
+    text = [o['text'] if 'text' in o else o.get('data', {}).get('text/plain', '') for o in cell.outputs]
+    shown = '\n'.join(''.join(t).rstrip() for t in text if t)
+    return f'```python\n{cell.source}\n```' + (f'\n\n```\n{shown}\n```' if shown else '')
+
+
+def from_root(md: str) -> str:
+    "Links are written from nbs/, where the notebook lies; README.md lies one folder up."
+    md = re.sub(r'\]\((\w+\.ipynb)', r'](nbs/\1', md)
+    return md.replace('](../', '](')
+
+
+def readme(
+    nb_path: Path,  # the notebook
+) -> str:  # text of README.md
+    "All cells, one blank line between them."
+    parts = [cell_markdown(c) for c in nbformat.read(nb_path, 4).cells]
+    return from_root('\n\n'.join([NOTE, *filter(None, parts)])) + '\n'
+
+
+if __name__ == '__main__':
+    (ROOT/'README.md').write_text(readme(ROOT/'nbs'/'index.ipynb'), encoding='utf-8')

@@ -1,0 +1,62 @@
+"""The results page: every table in data/results and every figure, read from the files; no number is typed here.
+
+`write_results` gives Markdown that GitHub and the site both render: docs/results.md is the committed copy."""
+import csv
+from pathlib import Path
+
+HEAD = """# Results
+
+Everything on this page is read from the rows in `data/results/` and the figures drawn from them: `make reproduce` writes
+those, `make docs` renders this. Intervals are 95% intervals (Wilson) unless a table says otherwise. `paper` is the printed
+number, `released` is rebuilt from the outputs in the paper's release, `pocket` is our own small world on a CPU: it shows
+what the method does there, and says nothing about 1.5B models.
+"""
+MAX_ROWS = 60  # longer tables are linked, not printed
+
+
+def heading(path: Path) -> str:
+    "`loss_curves.csv` as `Loss curves`."
+    text = path.stem.replace('_', ' ').replace('-', ' ')
+    return (text[:1].upper() + text[1:]).replace('Table1', 'Table 1').replace('Table2', 'Table 2')
+
+
+def short(cell: str) -> str:
+    "A fraction to four digits; anything else as it stands."
+    try: return f'{float(cell):.4g}' if '.' in cell else cell
+    except ValueError: return cell
+
+
+def csv_table(path: Path) -> str:
+    "A CSV file as a Markdown table, or the number of its rows where it is long."
+    with open(path, newline='', encoding='utf-8') as f: head, *rows = list(csv.reader(f))
+    if len(rows) > MAX_ROWS: return f'{len(rows)} rows with the columns {", ".join(f"`{h}`" for h in head)}.'
+    line = lambda cells: '| ' + ' | '.join(short(c).replace('|', '\\|') for c in cells) + ' |'
+    return '\n'.join([line(head), line(['---']*len(head)), *map(line, rows)])
+
+
+def table_section(path: Path, up: str) -> str:
+    "One table: the laid-out form where the run wrote one, else the rows; always a link to the rows."
+    laid = path.with_suffix('.md')
+    body = laid.read_text(encoding='utf-8').strip() if laid.exists() else csv_table(path)
+    return f'## {heading(path)}\n\n{body}\n\nRows: [{path.name}]({up}data/results/{path.name})\n'
+
+
+def figure_section(path: Path, up: str) -> str:
+    "One figure."
+    return f'## {heading(path)}\n\n![{heading(path)}]({up}figures/{path.name})\n'
+
+
+def write_results(
+    root: Path,  # the repository
+    out: Path,  # file to write
+    up: str = '',  # from the folder of `out` to the root that holds data/ and figures/
+):
+    "Tables first, then figures, each in the order of their names."
+    tables = [table_section(p, up) for p in sorted((root/'data'/'results').glob('*.csv'))]
+    figures = [figure_section(p, up) for p in sorted((root/'figures').glob('*.png'))]
+    out.write_text('\n'.join([HEAD, *tables, *figures]), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    root = Path(__file__).resolve().parent.parent
+    write_results(root, root/'docs'/'results.md', '../')
