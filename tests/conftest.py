@@ -1,0 +1,30 @@
+"""What the tests share: where the repository is, its settings, its notebooks."""
+import os
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'docs'))
+# The tests of a notebook start kernels and processes: let all of them be polite, offline and quiet.
+os.environ |= dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1', MCFT_QUIET='1')
+
+
+def notebooks(glob='[!_.]*.ipynb') -> list:
+    "Notebooks by file name, in order."
+    return sorted(p.name for p in (ROOT/'nbs').glob(glob))
+
+
+def cells(name: str):
+    "The cells of a notebook."
+    return nbformat.read(ROOT/'nbs'/name, 4).cells
+
+
+@pytest.fixture(scope='session')
+def settings():
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    return ini['DEFAULT']
