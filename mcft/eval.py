@@ -258,7 +258,7 @@ def layout(
     names = list(dict.fromkeys(c["benchmark"] for c in cells))
     rows = list(dict.fromkeys((c["model"], c["source"]) for c in cells))
     at = {(c["model"], c["source"], c["benchmark"]): _show(c) for c in cells}
-    body = [[MODELS.get(m, m), s, *(at.get((m, s, b), "") for b in names)] for m, s in rows]
+    body = [[m if s == "pocket" else MODELS.get(m, m), s, *(at.get((m, s, b), "") for b in names)] for m, s in rows]
     return tabulate(body, ["model", "source", *(TITLES.get(b, b) for b in names)], tablefmt=fmt, disable_numparse=True) + "\n"
 
 # %% ../nbs/05_eval.ipynb #f7e3fd36
@@ -292,7 +292,7 @@ def build_tables(
     import pandas as pd
     out = resolve(out); out.mkdir(parents=True, exist_ok=True)
     runs = resolve(rows_from)/"pocket_runs.csv"
-    if not runs.exists(): raise FileNotFoundError(f"no {runs}: `make reproduce` writes it; pass tables_from=\"\" to skip the tables")
+    if not runs.exists(): raise FileNotFoundError(f"no {runs}: `make reproduce` writes it; tables_to=\"\" skips the tables")
     pooled = pool_seeds(pd.read_csv(runs)); shown = {}
     for t in ("1", "2"):
         cells = table_cells(t, pooled)
