@@ -20,9 +20,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce test docs: export HF_HUB_OFFLINE := 1
+reproduce lr test docs: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv reproduce test gates docs readme lab lock clean
+.PHONY: help venv reproduce lr test docs readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,11 +38,20 @@ $(STAMP): requirements.lock settings.ini setup.py
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# A killed run leaves Snakemake's own lock behind; flock, where there is one, goes with its process.
+SNAKEMAKE := $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
+	--configfile configs/$(PROFILE).yaml --quiet rules host --cores $(CORES) --rerun-incomplete
+BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clone; wait for it, or stop it" >&2; exit 1; }
+
 reproduce: venv ## problems to tables and figures, PROFILE=pocket
-	@$(BIN)/snakemake --cores $(CORES) --configfile configs/$(PROFILE).yaml --quiet rules host
-	@echo "tables:       data/results/"
-	@echo "figures:      figures/"
-	@echo "results page: docs/results.md (make docs renders it)"
+	@$(SNAKEMAKE) $(BUSY)
+	@$(BIN)/python docs/results.py --tables runs/$(PROFILE)/results --figures runs/$(PROFILE)/figures --out runs/$(PROFILE)/results.md
+	@echo "tables:       runs/$(PROFILE)/results/"
+	@echo "figures:      runs/$(PROFILE)/figures/"
+	@echo "results page: runs/$(PROFILE)/results.md"
+
+lr: venv ## choose each arm's learning rate on the dev split
+	@$(SNAKEMAKE) lr $(BUSY)
 
 test: venv ## the nbdev gates, the docs build, pytest
 	@tests/gates.sh

@@ -1,7 +1,9 @@
 """The results page: every table in data/results and every figure, read from the files; no number is typed here.
 
 `write_results` gives Markdown that GitHub and the site both render: docs/results.md is the committed copy."""
+import argparse
 import csv
+import os
 from pathlib import Path
 
 HEAD = """# Results
@@ -34,29 +36,42 @@ def csv_table(path: Path) -> str:
     return '\n'.join([line(head), line(['---']*len(head)), *map(line, rows)])
 
 
-def table_section(path: Path, up: str) -> str:
+def table_section(
+    path: Path,  # rows
+    base: Path,  # folder that links are relative to
+) -> str:
     "One table: the laid-out form where the run wrote one, else the rows; always a link to the rows."
     laid = path.with_suffix('.md')
     body = laid.read_text(encoding='utf-8').strip() if laid.exists() else csv_table(path)
-    return f'## {heading(path)}\n\n{body}\n\nRows: [{path.name}]({up}data/results/{path.name})\n'
+    return f'## {heading(path)}\n\n{body}\n\nRows: [{path.name}]({link(path, base)})\n'
 
 
-def figure_section(path: Path, up: str) -> str:
+def figure_section(path: Path, base: Path) -> str:
     "One figure."
-    return f'## {heading(path)}\n\n![{heading(path)}]({up}figures/{path.name})\n'
+    return f'## {heading(path)}\n\n![{heading(path)}]({link(path, base)})\n'
+
+
+def link(path: Path, base: Path) -> str:
+    "Relative, with forward slashes."
+    return Path(os.path.relpath(path, base)).as_posix()
 
 
 def write_results(
-    root: Path,  # the repository
-    out: Path,  # file to write
-    up: str = '',  # from the folder of `out` to the root that holds data/ and figures/
+    tables: Path,  # folder of CSV files
+    figures: Path,  # folder of PNG files
+    out: Path,  # page to write
+    base: Path|None = None,  # folder that links are relative to; None = the one of `out`
 ):
     "Tables first, then figures, each in the order of their names."
-    tables = [table_section(p, up) for p in sorted((root/'data'/'results').glob('*.csv'))]
-    figures = [figure_section(p, up) for p in sorted((root/'figures').glob('*.png'))]
-    out.write_text('\n'.join([HEAD, *tables, *figures]), encoding='utf-8')
+    base = base or out.parent
+    parts = [table_section(p, base) for p in sorted(tables.glob('*.csv'))] + [figure_section(p, base) for p in sorted(figures.glob('*.png'))]
+    if not parts: raise FileNotFoundError(f'no tables in {tables} and no figures in {figures}: run make reproduce first, or name other folders')
+    out.write_text('\n'.join([HEAD, *parts]), encoding='utf-8')
 
 
 if __name__ == '__main__':
     root = Path(__file__).resolve().parent.parent
-    write_results(root, root/'docs'/'results.md', '../')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in dict(tables=root/'data'/'results', figures=root/'figures', out=root/'docs'/'results.md').items():
+        parser.add_argument(f'--{name}', type=Path, default=default, help=f'default: {default.relative_to(root)}')
+    write_results(**vars(parser.parse_args()))
