@@ -279,9 +279,10 @@ def _write(out: Path, name: str, rows, shown: list[dict]): # one table in three 
     import pandas as pd
     df = pd.DataFrame(rows)
     df = df.astype({c: "Int64" for c in ("n", "correct", "seeds") if c in df})
-    df.to_csv(out/f"{name}.csv", index=False, lineterminator="\n")
-    (out/f"{name}.md").write_text(layout(shown), encoding="utf-8")
-    (out/f"{name}.tex").write_text(layout(shown, "latex_booktabs"), encoding="utf-8")
+    texts = {"csv": df.to_csv(index=False, lineterminator="\n"), "md": layout(shown), "tex": layout(shown, "latex_booktabs")}
+    for kind, text in texts.items():
+        f = out/f"{name}.{kind}"
+        if not f.exists() or f.read_text(encoding="utf-8") != text: f.write_text(text, encoding="utf-8", newline="\n")
 
 # %% ../nbs/05_eval.ipynb #1260987c
 def build_tables(
