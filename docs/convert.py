@@ -73,7 +73,7 @@ def link_symbols(
 ) -> str:
     "`name` or `NN_notebook` in backticks links to its page; fenced code, headings and existing links stay as they are."
     def one(m):
-        if f'{m[1]}.ipynb' in pages: return f"[`{m[1]}`]({pages[f'{m[1]}.ipynb']}.ipynb)"
+        if m[1][0].isdigit() and f'{m[1]}.ipynb' in pages: return f"[`{m[1]}`]({pages[f'{m[1]}.ipynb']}.ipynb)"
         name = m[1].removesuffix('()').rsplit('.', 1)[-1]
         module = symbols.get(name)
         known = module and m[1].removesuffix('()') in (name, f'{module}.{name}', f'mcft.{module}.{name}')
@@ -118,9 +118,9 @@ def output_markdown(
 
 
 def code_cell(cell, exported: bool) -> dict:
-    "A code cell without directives; exported ones folded."
+    "A code cell without directives; exported ones folded, but for dataclasses, whose signature does not say what fields mean."
     cell = dict(cell, source=strip_directives(cell['source']), metadata={})
-    if exported: cell['metadata']['tags'] = ['hide-input']
+    if exported and '@dataclass' not in cell['source']: cell['metadata']['tags'] = ['hide-input']
     return cell
 
 

@@ -52,10 +52,10 @@ def test_callouts_become_admonitions():
 
 
 def test_symbols_and_notebooks_link():
-    link = lambda s: convert.link_symbols(s, {'read_rows': 'core'}, {'04_train.ipynb': 'train'})
+    link = lambda s: convert.link_symbols(s, {'read_rows': 'core'}, {'04_train.ipynb': 'train', 'index.ipynb': 'index'})
     assert link('use `read_rows` or `core.read_rows()`') == 'use [`read_rows`](#core.read_rows) or [`core.read_rows()`](#core.read_rows)'
     assert link('see `04_train`') == 'see [`04_train`](train.ipynb)'
-    same = '# `read_rows`\n```python\n`read_rows`\n```\n[`read_rows`](x) `other` `a.read_rows`'
+    same = '# `read_rows`\n```python\n`read_rows`\n```\n[`read_rows`](x) `other` `a.read_rows` `index`'
     assert link(same) == same
 
 
@@ -77,6 +77,12 @@ def test_a_notebook_becomes_a_page():
     assert [c['source'] for c in page['cells']] == ['# T\n', '(core.f)=\n### `f`\n\n*Adds.*', 'def f(): ...', 'f()']
     assert [c['metadata'].get('tags') for c in page['cells']] == [None, None, ['hide-input'], None]
     assert page['cells'][-1]['outputs'] == [shown]
+
+
+def test_fields_of_a_dataclass_are_shown():
+    cell = {'source': '@dataclass\nclass A:\n    n: int = 0  # rows', 'cell_type': 'code', 'outputs': []}
+    assert convert.code_cell(cell, True)['metadata'] == {}
+    assert convert.code_cell(dict(cell, source='x = 1'), True)['metadata'] == {'tags': ['hide-input']}
 
 
 def test_a_symbol_without_its_signature_is_an_error():
