@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'repo_root', 'resolve', 'run_key', 'stable_seed', 'sha256_file', 'check_row', 'write_rows', 'read_rows',
-           'append_rows', 'versions', 'git_commit', 'hash_inputs', 'Run', 'run_info', 'start_run', 'notebook_params',
-           'check_params', 'check_injected', 'run_notebook', 'progress']
+           'append_rows', 'versions', 'git_commit', 'hash_inputs', 'Run', 'run_info', 'start_run', 'arm_name',
+           'notebook_params', 'check_params', 'check_injected', 'run_notebook', 'progress']
 
 # %% ../nbs/00_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, json, os, platform, resource, subprocess, sys, time
@@ -233,6 +233,17 @@ def start_run(
         old = None
     begun.write_text(key)
     return Run(folder, stage, params, digests, key, done=bool(old and old["key"] == key))
+
+# %% ../nbs/00_core.ipynb #aff5acf6
+def arm_name(
+    method: str, # base, sft, cft or mcft
+    mask_rate: float|None = None, # share of critique tokens masked; matters for mcft
+    mix_question_only: float|None = None, # share of question-only rows
+) -> str: # e.g. "mcft 0.20 + 30% questions"
+    "A short name for an arm."
+    known = lambda x: x is not None and x == x
+    rate = f" {mask_rate:.2f}" if method == "mcft" and known(mask_rate) else ""
+    return method + rate + (f" + {100*mix_question_only:.0f}% questions" if known(mix_question_only) and mix_question_only else "")
 
 # %% ../nbs/00_core.ipynb #98a8885a
 def notebook_params(

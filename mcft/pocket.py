@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'N_REGISTERS', 'P_HASTY', 'P_WRONG', 'LAYOUTS', 'BOS', 'EOS', 'USER', 'ASSISTANT', 'PAD', 'CHAT_TEMPLATE',
-           'value_of', 'Problem', 'steps', 'answer_of', 'lines', 'split_of', 'draw', 'word', 'read_question', 'hasty',
-           'wrong_rule', 'slip', 'miscopy', 'Check', 'check_chain', 'critique_text', 'teach', 'corpus_row',
-           'make_tokenizer', 'encode_turns', 'BaseConfig', 'make_model', 'train_base']
+           'SETS', 'BENCHMARKS', 'value_of', 'Problem', 'steps', 'answer_of', 'lines', 'split_of', 'draw', 'word',
+           'read_question', 'hasty', 'wrong_rule', 'slip', 'miscopy', 'Check', 'check_chain', 'critique_text', 'teach',
+           'corpus_row', 'make_tokenizer', 'encode_turns', 'BaseConfig', 'make_model', 'train_base', 'problem_set',
+           'write_problems']
 
 # %% ../nbs/00_pocket.ipynb #feafb7a2
-import json, random, re, shutil
+import json, random, re, shutil, sys
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -147,11 +148,10 @@ def _draw_mod(rng, _):
     return (a, b, c, rng.randint(6, 40))
 
 def _draw_gcd(rng, _):
-    g = rng.randint(2, 40)
     while True:
-        m, n = rng.randint(2, 25), rng.randint(2, 25)
+        g, m, n = rng.randint(2, 60), rng.randint(2, 30), rng.randint(2, 30)
         a, b = g*max(m, n), g*min(m, n)
-        if m != n and a <= 400: return (a, b)
+        if m != n and a <= 700: return (a, b)
 
 # %% ../nbs/00_pocket.ipynb #0085d76b
 _DRAW = dict(chain=_draw_chain, equation=_draw_equation, mod=_draw_mod, gcd=_draw_gcd)
@@ -501,7 +501,7 @@ def encode_turns(
 @dataclass(frozen=True)
 class BaseConfig:
     "Everything that decides the base."
-    n_rows: int = 200_000 # corpus rows, each seen once (about 103 tokens each)
+    n_rows: int = 240_000 # corpus rows, each seen once (about 103 tokens each)
     seed: int = 0 # of the corpus, the initial weights and the order
     vocab_size: int = 512 # tokens
     hidden_size: int = 192 # width
@@ -531,7 +531,7 @@ def _training_arguments(cfg: BaseConfig, folder: Path):
     return TrainingArguments(
         str(folder), per_device_train_batch_size=cfg.batch_size, num_train_epochs=1, learning_rate=cfg.lr, lr_scheduler_type="cosine",
         warmup_steps=cfg.warmup_steps, weight_decay=0.05, adam_beta2=0.98, max_grad_norm=1.0, train_sampling_strategy="group_by_length", seed=cfg.seed,
-        logging_steps=50, save_steps=cfg.save_steps, save_total_limit=2, report_to=[], use_cpu=True, disable_tqdm=None, dataloader_num_workers=0)
+        logging_steps=50, save_steps=cfg.save_steps, save_total_limit=2, report_to=[], use_cpu=True, disable_tqdm=not sys.stderr.isatty(), dataloader_num_workers=0)
 
 def train_base(
     out_dir: str|Path = "runs/base", # run folder; checkpoints go to its `steps/`
@@ -554,3 +554,35 @@ def train_base(
     run.finish(n_rows=cfg.n_rows, n_tokens=sum(r["length"] for r in rows), n_parameters=model.num_parameters(), loss=trainer.state.log_history[-2]["loss"])
     shutil.rmtree(run.folder/"steps")
     return run.folder
+
+# %% ../nbs/00_pocket.ipynb #7fc81ae4
+SETS = dict(chain=("test", (("chain", (3, 4, 5)),)), equation=("test", (("equation", (1, 2)),)), long=("test", (("chain", (6, 7, 8)),)), gcd=("test", (("gcd", (1,)),)))
+BENCHMARKS = tuple(SETS) # the four held-out benchmarks
+SETS |= {f"dev_{k}": ("dev", v) for k, (_, v) in list(SETS.items())}
+SETS |= dict(train=("train", (("chain", (2, 3, 4, 5)), ("equation", (1, 2)), ("mod", (1,)))))
+
+def problem_set(
+    name: str, # a key of `SETS`
+    n: int, # how many, all different
+    seed: int = 0, # of the draw
+) -> list[dict]: # rows of the artifact `problems`
+    "Draw a named set of different problems, each in a random wording."
+    if name not in SETS: raise ValueError(f"unknown problem set {name!r}: one of {', '.join(SETS)}")
+    split, kinds = SETS[name]; rng = random.Random(stable_seed("set", name, seed)); rows, seen = [], set()
+    while len(rows) < n:
+        family, levels = rng.choice(kinds); p = draw(rng, family, rng.choice(levels), split)
+        if p in seen: continue
+        seen.add(p); q = word(p, rng.randrange(N_REGISTERS))
+        rows.append(dict(id=f"{name}-{len(rows):04d}", source="pocket", split=name, question=q, answer=str(answer_of(p, steps(p))), family=family, level=p.level))
+    return rows
+
+# %% ../nbs/00_pocket.ipynb #03868dde
+def write_problems(
+    path: str|Path = "data/pocket/problems.jsonl.gz", # where to
+    n_test: int = 2000, # per benchmark
+    n_dev: int = 250, # per dev twin
+    n_train: int = 600, # questions for stage 01
+) -> int: # rows written
+    "Write all problem sets into one file."
+    size = lambda name: n_train if name == "train" else n_dev if name.startswith("dev_") else n_test
+    return write_rows(path, (r for name in SETS for r in problem_set(name, size(name))), "problems")
