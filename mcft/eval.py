@@ -228,6 +228,8 @@ def pool_seeds(
     df = runs.assign(model=[arm_name(r) for r in runs.itertuples()], rank=runs.method.map(order).fillna(9))
     several = df.groupby("model").lr.transform("nunique") > 1 # an arm trained at several rates: the rate joins its name
     df["model"] = df.model.where(~several, df.model + df.lr.map(" lr {:g}".format))
+    twice = df[df.duplicated(["model", "seed", "benchmark"], keep=False)]
+    if len(twice): raise ValueError(f"runs {', '.join(sorted(set(twice.run)))} are the same arm ({twice.model.iloc[0]}) and seed: they cannot be pooled; collect one of them, or give them tables of their own")
     total = df.groupby(["model", "rank", "mask_rate", "mix_question_only", "lr", "seed", "run"], dropna=False, as_index=False)[["n", "correct"]].sum()
     df = pd.concat([df, total.assign(benchmark="all", accuracy=total.correct/total.n)])
     out = []
