@@ -1,0 +1,81 @@
+"""A training process that is killed with SIGKILL goes on where it stopped, and ends with the same weights."""
+import json, os, signal, subprocess, sys, time
+import pytest
+from mcft.core import read_rows, write_rows
+from mcft.train import TrainConfig, train
+
+
+def toy_row(i: int) -> dict:
+    "30 tokens: prompt, tag, critique, tag, chain, tag, answer, end."
+    parts = [("prompt", 8), ("tag", 1), ("critique", 12), ("tag", 1), ("reasoning", 4), ("tag", 1), ("answer", 2), ("eos", 1)]
+    ends = [sum(n for _, n in parts[:j + 1]) for j in range(len(parts))]
+    ids = [5 + (i*7 + j*j*(i + 1)) % 35 for j in range(ends[-1] - 1)] + [1]
+    return dict(id=f"c{i}:critique", layout="critique", problem_id=f"p{i}", input_ids=ids,
+                spans=[[e - n, e, kind] for (kind, n), e in zip(parts, ends)])
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    "A tiny model with a tokenizer, and 40 encoded rows."
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    d = tmp_path_factory.mktemp("train")
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=40, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,
+                                 num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)).save_pretrained(d/"model")
+    vocab = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, 40)}}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="<pad>")), pad_token="<pad>", eos_token="<eos>").save_pretrained(d/"model")
+    write_rows(d/"encoded.jsonl", [toy_row(i) for i in range(40)], "encoded")
+    return d
+
+
+def config(d, name: str) -> TrainConfig:
+    return TrainConfig(str(d/"model"), str(d/"encoded.jsonl"), str(d/name), method="mcft", mask_schedule="per_epoch", epochs=12, lr=1e-3,
+                       batch_size=4, max_length=64, save_steps=10, part_steps=30, device="cpu")
+
+
+# each update waits a little, so that the kill falls between two saved states whatever the machine's speed
+CHILD = """
+import sys, json, time
+from transformers import TrainerCallback
+from mcft.train import TrainConfig, train
+class Slow(TrainerCallback):
+    def on_step_end(self, args, state, control, **kw):
+        open(sys.argv[2], "w").write(str(state.global_step)); time.sleep(.02)
+train(TrainConfig(**json.loads(sys.argv[1])), [Slow()])
+"""
+
+
+def kill_after(cfg: TrainConfig, step: int, marker) -> int:
+    "Start a run, kill it with SIGKILL once it has passed `step` updates; how far it came."
+    child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(cfg.__dict__), str(marker)], env={**os.environ, "MCFT_QUIET": "1"})
+    at = lambda: int(marker.read_text() or 0) if marker.exists() else 0
+    try:
+        deadline = time.time() + 60
+        while at() < step:
+            assert child.poll() is None, f"the run ended with code {child.returncode} before update {step}"
+            assert time.time() < deadline, f"no update {step} within a minute"
+            time.sleep(.01)
+    finally:
+        if child.poll() is None: child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
+    return at()
+
+
+def test_kill_and_resume(inputs):
+    "Killed twice, at updates that are no multiple of save_steps; weights and log equal those of the run left alone."
+    whole = train(config(inputs, "whole"))
+    cfg = config(inputs, "killed"); folder = inputs/"killed"
+    first = kill_after(cfg, 23, inputs/"marker1")
+    assert not (folder/"run.json").exists() and not (folder/"model.safetensors").exists()
+    assert (folder/"steps").exists() and first < whole["steps"]
+    kill_after(cfg, 57, inputs/"marker2")
+    with open(folder/"train_log.jsonl", "a") as f: f.write('{"step": 58, "lo')       # and a torn last line
+    again = train(cfg)
+    assert again["resumed_at"] % 10 == 0 and again["resumed_at"] >= 50 and whole["resumed_at"] is None
+    assert (folder/"model.safetensors").read_bytes() == (inputs/"whole/model.safetensors").read_bytes()
+    assert read_rows(folder/"train_log.jsonl") == read_rows(inputs/"whole/train_log.jsonl")
+    assert not (folder/"steps").exists()
+    assert train(cfg) == again                                                       # complete: not made again
