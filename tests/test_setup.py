@@ -162,7 +162,7 @@ def test_stage_has_one_parameters_cell_above_its_run(name):
     for line in source.splitlines():
         if line.strip() and not line.startswith('#'): assert re.match(r'\w+\s*:\s*[^=]+=\s*.+#\s*\S', line), f'{name}: `{line}` is not `name: type = literal  # meaning`'
     ast.parse(source)
-    assert any('check_injected(In)' in c.source for c in cs[at[0]:at[0]+4]), f'{name}: nothing checks injected parameters below its parameters cell'
+    assert any('check_injected(' in c.source for c in cs[at[0]:at[0]+4]), f'{name}: nothing checks injected parameters below its parameters cell'
 
 
 def functions():

@@ -1,0 +1,84 @@
+"""The whole workflow in its smallest size, by Snakemake: killed in the middle, resumed, complete, and idle when asked again."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT
+
+SMOKE = ROOT/'configs'/'smoke.yaml'
+STAGES = '01_data', '02_critique', '03_masking', '04_train', '05_eval', '06_ablation'
+
+
+def command(config, run_dir, *args):
+    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--nolock', '--rerun-incomplete', '--configfile', str(config), '--config', f'run_dir={run_dir}', *args]
+
+
+def snakemake(config, run_dir, *args):
+    "Run to the end; what it said goes with a failure."
+    return subprocess.run(command(config, run_dir, *args), cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+def kill_after(path: Path, config, run_dir):
+    "Start the workflow and kill it with all its processes as soon as `path` is there."
+    with subprocess.Popen(command(config, run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as p:
+        until = time.time() + 300
+        while not path.exists() and p.poll() is None and time.time() < until: time.sleep(0.2)
+        os.killpg(p.pid, signal.SIGKILL)
+    assert path.exists(), f'the workflow ended before it wrote {path.name}'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A run that was killed when its first stage was complete, and then resumed."
+    folder = tmp_path_factory.mktemp('run')/'smoke'
+    first = folder/'01_data'/'run.json'
+    kill_after(first, SMOKE, folder)
+    before = first.stat().st_mtime_ns
+    done = snakemake(SMOKE, folder)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert first.stat().st_mtime_ns == before, 'the resumed run made the complete first stage again'
+    return folder
+
+
+def test_every_stage_left_a_complete_folder(run):
+    for stage in STAGES:
+        infos = list((run/stage).glob('**/run.json'))
+        assert infos, f'no run.json in {stage}'
+        for path in infos: assert {'params', 'inputs', 'versions', 'seconds'} <= set(json.loads(path.read_text())), path
+
+
+def test_tables_have_the_columns_of_the_paper_tables(run):
+    with open(run/'results'/'table2.csv', newline='') as f: rows = list(csv.DictReader(f))
+    assert list(rows[0]) == ['model', 'benchmark', 'source', 'n', 'correct', 'accuracy', 'low', 'high']
+    assert {r['source'] for r in rows} == {'paper', 'released', 'pocket'}
+    with open(run/'results'/'pocket_runs.csv', newline='') as f: assert list(csv.DictReader(f))
+
+
+def test_figures_were_drawn(run):
+    figures = list((run/'figures').glob('*.png'))
+    assert figures and all(p.read_bytes()[:4] == b'\x89PNG' for p in figures)
+
+
+def test_asked_again_it_does_nothing(run):
+    stamps = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+    done = snakemake(SMOKE, run)
+    assert done.returncode == 0 and 'Nothing to be done' in done.stderr, done.stderr[-3000:]
+    assert stamps == {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize('section, name', [('train', 'epocks'), ('data', 'n_question')])
+def test_misspelt_parameter_stops_it_before_anything_runs(tmp_path, section, name):
+    config = yaml.safe_load(SMOKE.read_text())
+    config[section][name] = 1
+    (tmp_path/'typo.yaml').write_text(yaml.safe_dump(config))
+    done = snakemake(tmp_path/'typo.yaml', tmp_path/'run')
+    assert done.returncode != 0 and f"'{name}' is no parameter" in done.stderr + done.stdout, done.stderr[-3000:]
+    assert not list(tmp_path.glob('run/**/run.json'))
