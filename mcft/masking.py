@@ -109,8 +109,8 @@ def encode_rows(
     enc = tok([x + y for x, y in pairs], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False) if rows else None
     out = []
     for i, (r, (x, y)) in enumerate(zip(rows, pairs)):
-        ids, offsets = enc["input_ids"][i], enc["offset_mapping"][i]
-        if any(a < len(x) < b for a, b in offsets): ids, offsets = _encode_apart(x, y, tok)
+        ids, offsets = enc["input_ids"][i], np.array(enc["offset_mapping"][i])
+        if ((offsets[:, 0] < len(x)) & (len(x) < offsets[:, 1])).any(): ids, offsets = _encode_apart(x, y, tok)
         spans = to_spans(token_kinds(offsets, char_kinds(x, y, layout, tok.eos_token)))
         out.append(_check_encoded(dict(id=f"{r['id']}:{layout}", layout=layout, problem_id=r["problem_id"], input_ids=list(ids), spans=spans), tok))
     return out

@@ -58,6 +58,7 @@ class TrainConfig:
     bf16: bool = False # bfloat16 autocast
     gradient_checkpointing: bool = False # less memory, a third more time
     device: str = "auto" # auto, cpu or cuda
+    threads: int = 1 # CPU threads (0 = as torch finds them): two runs of one thread beat one of two, and sums depend on the number
     seed: int = 0 # order of the examples, draws of the masks, choice of rows
     log_steps: int = 1 # updates between two rows of train_log.jsonl
     save_steps: int = 0 # updates between two resumable states; 0 = none
@@ -76,7 +77,7 @@ def check_config(
         if (v := getattr(cfg, name)) not in values: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(values)}")
     for name in ("epochs", "batch_size", "grad_accumulation", "log_steps", "max_length"):
         if not isinstance(v := getattr(cfg, name), int) or v < 1: raise ValueError(f"{name} is {v!r}, expected a whole number from 1")
-    for name in ("save_steps", "part_steps", "warmup", "weight_decay"):
+    for name in ("save_steps", "part_steps", "warmup", "weight_decay", "threads"):
         if (v := getattr(cfg, name)) < 0: raise ValueError(f"{name} is {v!r}, expected 0 or more")
     if not 0 < cfg.lr < 1: raise ValueError(f"lr is {cfg.lr!r}, expected a number between 0 and 1 (the paper's is 5e-5)")
     if not 0 <= cfg.mix_question_only < 1: raise ValueError(f"mix_question_only is {cfg.mix_question_only!r}, expected a share from 0 to below 1; for question-only rows alone use method='sft'")
@@ -348,14 +349,16 @@ def load_model(
     return model
 
 @contextmanager
-def quiet():
-    "No warnings and bars of the libraries; ours stay."
+def quiet(
+    threads: int = 0, # CPU threads inside; 0 = leave them
+):
+    "No warnings and bars of the libraries (ours stay), and a fixed number of threads."
     from transformers.utils import logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
+    before, bars, had = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.get_num_threads()
+    logging.set_verbosity_error(); logging.disable_progress_bar(); torch.set_num_threads(threads or had)
     try: yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(before); torch.set_num_threads(had)
         if bars: logging.enable_progress_bar()
 
 # %% ../nbs/04_train.ipynb #593b5295
@@ -407,7 +410,7 @@ def run_params(
 ) -> dict: # what goes into the run key
     "Everything that changes the weights or the log; None is resolved."
     params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "save_steps", "resume")}
-    return {**params, "mask_rate": mask_spec(cfg).rate, "threads": torch.get_num_threads()}
+    return {**params, "mask_rate": mask_spec(cfg).rate}
 
 def train(
     cfg: TrainConfig, # a run's parameters
@@ -418,7 +421,7 @@ def train(
     files = [f for f in (resolve(cfg.model)/n for n in ("config.json", "tokenizer.json")) if f.exists()]
     run = start_run(cfg.out_dir, "04_train", run_params(cfg), [cfg.model, *files, cfg.encoded], cfg.resume)
     if run.done: return run_info(run.folder)
-    with quiet():
+    with quiet(cfg.threads):
         rows = training_rows(read_rows(cfg.encoded, "encoded"), cfg)
         model, tok = load_model(cfg, rows), load_tokenizer(cfg.model)
         trainer = make_trainer(cfg, rows, model, tok, run.folder, callbacks=callbacks)

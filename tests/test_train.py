@@ -79,3 +79,16 @@ def test_kill_and_resume(inputs):
     assert read_rows(folder/"train_log.jsonl") == read_rows(inputs/"whole/train_log.jsonl")
     assert not (folder/"steps").exists()
     assert train(cfg) == again                                                       # complete: not made again
+
+
+def test_prompt_is_that_of_inference():
+    "The first tokens of an encoded example are those the model is given when it is evaluated."
+    from mcft.generate import chat_prompt, prompt_ids
+    from mcft.masking import encode, example_text, load_tokenizer
+    tok = load_tokenizer("data/pocket/base")
+    row = dict(id="c", problem_id="p", question="What is 3+4*2?", rollout="<think>\n4*2=8\n3+8=12\n</think>\n\\boxed{12}",
+               critique="Line 2 is wrong: 3+8 is 11.", reasoning="4*2=8\n3+8=11", answer="11")
+    for layout in ("critique", "question"):
+        e = encode(row, tok, layout)
+        ids = prompt_ids(tok, chat_prompt(tok, example_text(row, layout)[0]))
+        assert e["spans"][0] == [0, len(ids), "prompt"] and e["input_ids"][:len(ids)] == ids
