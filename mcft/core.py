@@ -246,12 +246,19 @@ def arm_name(
     return method + rate + (f" + {100*mix_question_only:.0f}% questions" if known(mix_question_only) and mix_question_only else "")
 
 # %% ../nbs/00_core.ipynb #98a8885a
+def _assigned(source: str) -> dict[str, str]: # top-level name -> source of its value
+    import ast
+    cells = [(t, n.value) for n in ast.parse(source).body for t in (n.targets if isinstance(n, ast.Assign) else [n.target] if isinstance(n, ast.AnnAssign) else [])]
+    return {t.id: ast.unparse(v) for t, v in cells if isinstance(t, ast.Name) and v}
+
 def notebook_params(
     nb: str|Path, # notebook with a cell tagged "parameters"
 ) -> dict: # name -> default, as source text
-    "Names and defaults in a notebook's parameters cell."
-    from papermill.inspection import inspect_notebook
-    return {k: v["default"] for k, v in inspect_notebook(str(resolve(nb))).items()}
+    "Names and defaults in a notebook's parameters cell (papermill's own reader stumbles over a comment that holds `=`)."
+    cells = json.loads(resolve(nb).read_text(encoding="utf-8"))["cells"]
+    tagged = next((c for c in cells if "parameters" in c["metadata"].get("tags", [])), None)
+    if tagged is None: raise ValueError(f"{resolve(nb)} has no cell tagged 'parameters': it takes none")
+    return _assigned("".join(tagged["source"]))
 
 def check_params(
     nb: str|Path, # notebook with a cell tagged "parameters"
@@ -267,18 +274,13 @@ def check_params(
     return given
 
 # %% ../nbs/00_core.ipynb #64da87fc
-def _assigned(source: str) -> list[str]: # names a cell assigns at top level
-    import ast
-    targets = [t for n in ast.parse(source).body for t in (n.targets if isinstance(n, ast.Assign) else [n.target] if isinstance(n, ast.AnnAssign) else [])]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
-
 def check_injected(
     history: list[str], # the kernel's `In`: source of the cells run so far
 ) -> list[str]: # names that were injected
     "Raise `ValueError` when papermill injected a name that the parameters cell above does not define."
     i = next((i for i in range(len(history)-1, 0, -1) if history[i].startswith("# Parameters\n")), None)
     if i is None: return []
-    known, given = _assigned(history[i-1]), _assigned(history[i])
+    known, given = list(_assigned(history[i-1])), list(_assigned(history[i]))
     if unknown := [n for n in given if n not in known]: raise ValueError(f"{unknown[0]!r} is no parameter of this notebook. It has: {', '.join(known)}")
     return given
 
