@@ -44,7 +44,8 @@ def render_prompt(
     user: str, # the user turn
 ) -> str: # text up to where the model starts to write
     "X in the model's chat template."
-    if not tok.chat_template: raise ValueError(f"tokenizer {tok.name_or_path!r} has no chat template: set tok.chat_template, or pass an instruction-tuned model")
+    if not tok.chat_template:
+        raise ValueError(f"tokenizer {tok.name_or_path!r} has no chat template: set tok.chat_template, or pass an instruction-tuned model")
     return tok.apply_chat_template([dict(role="user", content=user)], tokenize=False, add_generation_prompt=True)
 
 # %% ../nbs/03_masking.ipynb #5b7070ec
@@ -88,9 +89,14 @@ def to_spans(
 def _check_encoded(row: dict, tok): # what may never go wrong unseen
     ids, name, have = row["input_ids"], row["id"], {k for *_, k in row["spans"]}
     want = set(KINDS) - (set() if row["layout"] == "critique" else {"critique"})
-    if have != want: raise ValueError(f"{name}: spans hold {sorted(have)}, expected {sorted(want)}: a token of this tokenizer swallows a whole part; add the tags to it as special tokens")
-    if ids[-1] != tok.eos_token_id or row["spans"][-1][1] - row["spans"][-1][0] != 1: raise ValueError(f"{name}: ends in token {ids[-1]}, expected one end token {tok.eos_token!r} ({tok.eos_token_id}): it is not in the vocabulary as one token")
-    if tok.bos_token_id is not None and ids[:2] == [tok.bos_token_id]*2: raise ValueError(f"{name}: starts with two {tok.bos_token!r}: the chat template must write it once")
+    if have != want:
+        raise ValueError(f"{name}: spans hold {sorted(have)}, expected {sorted(want)}: a token of this tokenizer swallows a whole part; add the tags "
+                         "to it as special tokens")
+    if ids[-1] != tok.eos_token_id or row["spans"][-1][1] - row["spans"][-1][0] != 1:
+        raise ValueError(f"{name}: ends in token {ids[-1]}, expected one end token {tok.eos_token!r} ({tok.eos_token_id}): it is not in the "
+                         "vocabulary as one token")
+    if tok.bos_token_id is not None and ids[:2] == [tok.bos_token_id]*2:
+        raise ValueError(f"{name}: starts with two {tok.bos_token!r}: the chat template must write it once")
     return row
 
 # %% ../nbs/03_masking.ipynb #92d0cdff
@@ -104,7 +110,8 @@ def encode_rows(
     layout: str, # "critique" or "question"
 ) -> list[dict]: # rows of encoded
     "Token ids and spans of many examples by one call of the tokenizer."
-    if not tok.is_fast: raise ValueError(f"{type(tok).__name__} gives no character offsets: use a fast tokenizer (AutoTokenizer gives one by default)")
+    if not tok.is_fast:
+        raise ValueError(f"{type(tok).__name__} gives no character offsets: use a fast tokenizer (AutoTokenizer gives one by default)")
     pairs = [(render_prompt(tok, x), y + tok.eos_token) for x, y in (example_text(r, layout) for r in rows)]
     enc = tok([x + y for x, y in pairs], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False) if rows else None
     out = []
@@ -193,7 +200,8 @@ def labels(
     out = np.array(encoded["input_ids"], dtype=np.int64)
     for a, b, kind in encoded["spans"]:
         if kind == "prompt": out[a:b] = IGNORE
-        if kind != "critique" and mask[a:b].any(): raise ValueError(f"{encoded['id']}: the mask touches a {kind} token at {a + int(mask[a:b].argmax())}: only critique tokens may be masked")
+        if kind != "critique" and mask[a:b].any():
+            raise ValueError(f"{encoded['id']}: the mask touches a {kind} token at {a + int(mask[a:b].argmax())}: only critique tokens may be masked")
     out[mask] = IGNORE
     return out
 
@@ -312,11 +320,14 @@ def encode_all(
 ) -> tuple[list[dict], dict]: # encoded rows in both layouts; id -> reason of what was dropped
     "Encode what stage 02 kept; count what is left out and why."
     kept, out, dropped = [r for r in rows if r["status"] == "kept"], [], {r["id"]: f"status {r['status']} in 02: {r['reason']}" for r in rows if r["status"] != "kept"}
-    if twice := [i for i, n in Counter(r["id"] for r in rows).items() if n > 1]: raise ValueError(f"critique id {twice[0]!r} stands {rows and sum(r['id'] == twice[0] for r in rows)} times: ids name the draws and must differ")
+    name, n = max(Counter(r["id"] for r in rows).items(), key=lambda x: x[1], default=("", 0))
+    if n > 1: raise ValueError(f"critique id {name!r} stands {n} times: ids name the draws and must differ")
     for i in progress(range(0, len(kept), 256), "encoding"):
         for r, *both in zip(kept[i:i+256], *(encode_rows(kept[i:i+256], tok, layout) for layout in LAYOUTS)):
             long = [e for e in both if len(e["input_ids"]) > max_length]
-            if long and too_long == "error": raise ValueError(f"{long[0]['id']} has {len(long[0]['input_ids'])} tokens, more than max_length={max_length}: raise max_length, or pass too_long='drop'")
+            if long and too_long == "error":
+                raise ValueError(f"{long[0]['id']} has {len(long[0]['input_ids'])} tokens, more than max_length={max_length}: raise max_length, or "
+                                 "pass too_long='drop'")
             if long: dropped[r["id"]] = f"longer than {max_length} tokens"
             else: out += both
     return out, dropped
@@ -328,7 +339,8 @@ def load_tokenizer(
     "The model's own tokenizer."
     from transformers import AutoTokenizer
     folder = resolve(model)
-    if not folder.exists() and str(model).startswith(("data/", "runs/", "/", ".")): raise FileNotFoundError(f"no tokenizer at {folder}: run the stage that writes this checkpoint, or pass another model")
+    if not folder.exists() and str(model).startswith(("data/", "runs/", "/", ".")):
+        raise FileNotFoundError(f"no tokenizer at {folder}: run the stage that writes this checkpoint, or pass another model")
     return AutoTokenizer.from_pretrained(str(folder) if folder.exists() else model)
 
 # %% ../nbs/03_masking.ipynb #83a3f35e

@@ -24,11 +24,12 @@ from .core import append_rows, progress, read_rows, resolve, run_info, stable_se
 from .masking import (IGNORE, KINDS, MaskSpec, add_moments, draw_mask, load_tokenizer, mask_band, mask_id,
                           mask_moments, model_inputs)
 
-# %% ../nbs/04_train.ipynb #001d1add
+# %% ../nbs/04_train.ipynb #eb3f5698
 METHODS = ("sft", "cft", "mcft")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "sgd")
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 
+# %% ../nbs/04_train.ipynb #001d1add
 @dataclass(frozen=True)
 class TrainConfig:
     "One training run."
@@ -68,6 +69,14 @@ class TrainConfig:
     def __post_init__(self): check_config(self)
 
 # %% ../nbs/04_train.ipynb #7fef2c9e
+def _check_together(cfg): # fields that exclude each other
+    if cfg.method == "sft" and cfg.mix_question_only:
+        raise ValueError("method='sft' trains on question-only rows already: mix_question_only must be 0")
+    if cfg.method != "mcft" and cfg.mask_rate:
+        raise ValueError(f"method={cfg.method!r} masks nothing, but mask_rate is {cfg.mask_rate!r}: use method='mcft', or leave mask_rate out")
+    if cfg.save_steps % cfg.log_steps:
+        raise ValueError(f"save_steps={cfg.save_steps} is no multiple of log_steps={cfg.log_steps}: a resumed log would differ from an unbroken one")
+
 def check_config(
     cfg: TrainConfig, # a run's parameters
 ):
@@ -80,13 +89,11 @@ def check_config(
     for name in ("save_steps", "part_steps", "warmup", "weight_decay", "threads"):
         if (v := getattr(cfg, name)) < 0: raise ValueError(f"{name} is {v!r}, expected 0 or more")
     if not 0 < cfg.lr < 1: raise ValueError(f"lr is {cfg.lr!r}, expected a number between 0 and 1 (the paper's is 5e-5)")
-    if not 0 <= cfg.mix_question_only < 1: raise ValueError(f"mix_question_only is {cfg.mix_question_only!r}, expected a share from 0 to below 1; for question-only rows alone use method='sft'")
-    if cfg.method == "sft" and cfg.mix_question_only: raise ValueError("method='sft' trains on question-only rows already: mix_question_only must be 0")
-    if cfg.method != "mcft" and cfg.mask_rate: raise ValueError(f"method={cfg.method!r} masks nothing, but mask_rate is {cfg.mask_rate!r}: use method='mcft', or leave mask_rate out")
+    if not 0 <= cfg.mix_question_only < 1:
+        raise ValueError(f"mix_question_only is {cfg.mix_question_only!r}, expected a share from 0 to below 1; method='sft' has nothing else")
     if cfg.n_examples is not None and cfg.n_examples < 1: raise ValueError(f"n_examples is {cfg.n_examples!r}, expected 1 or more, or None for all")
     if cfg.max_steps != -1 and cfg.max_steps < 1: raise ValueError(f"max_steps is {cfg.max_steps!r}, expected 1 or more, or -1 to go by epochs")
-    if cfg.save_steps % cfg.log_steps: raise ValueError(f"save_steps={cfg.save_steps} is no multiple of log_steps={cfg.log_steps}: a resumed log would differ from an uninterrupted one")
-    mask_spec(cfg)
+    _check_together(cfg); mask_spec(cfg)
 
 def mask_spec(
     cfg: TrainConfig, # a run's parameters
@@ -103,7 +110,8 @@ def check_platform(
     cuda = torch.cuda.is_available()
     if cfg.device == "cuda" and not cuda: raise ValueError("device='cuda', but torch finds no GPU: use device='auto' or 'cpu'")
     cpu = cfg.device == "cpu" or not cuda
-    if cfg.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None: raise ValueError("optimizer='adamw_8bit' needs bitsandbytes: pip install -e '.[gpu]', or use optimizer='adamw_torch'")
+    if cfg.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError("optimizer='adamw_8bit' needs bitsandbytes: pip install -e '.[gpu]', or use optimizer='adamw_torch'")
     if cfg.optimizer == "adamw_8bit" and cpu: raise ValueError("optimizer='adamw_8bit' needs a GPU: use optimizer='adamw_torch' on the CPU")
     return cpu
 
@@ -125,12 +133,15 @@ def training_rows(
     "The rows of the method's layout, with question-only rows added."
     layout = "question" if cfg.method == "sft" else "critique"
     main, questions = ([r for r in rows if r["layout"] == name] for name in (layout, "question"))
-    if not main: raise ValueError(f"{cfg.encoded}: no row of layout {layout!r} among {len(rows)}, which method={cfg.method!r} needs: run stage 03 again")
+    if not main:
+        raise ValueError(f"{cfg.encoded}: no row of layout {layout!r} among {len(rows)}, which method={cfg.method!r} needs: run stage 03 again")
     if cfg.n_examples: main = pick_rows(main, cfg.n_examples, cfg.seed)
     share = cfg.mix_question_only
     main = main + (pick_rows(questions, round(share/(1 - share)*len(main)), cfg.seed) if share else [])
     if long := max(main, key=lambda r: len(r["input_ids"])) if main else None:
-        if (n := len(long["input_ids"])) > cfg.max_length: raise ValueError(f"{long['id']} has {n} tokens, more than max_length={cfg.max_length}: raise max_length, or drop it in stage 03 with too_long='drop'")
+        if (n := len(long["input_ids"])) > cfg.max_length:
+            raise ValueError(f"{long['id']} has {n} tokens, more than max_length={cfg.max_length}: raise max_length, or drop it in stage 03 with "
+                             "too_long='drop'")
     return main
 
 # %% ../nbs/04_train.ipynb #92601abe
@@ -174,7 +185,8 @@ def count_labels(
 ) -> np.ndarray: # (3, kinds): tokens, tokens that carry loss, tokens whose input was replaced
     "What reached the model, by kind of token."
     true, on = np.asarray(row["input_ids"]), labels != IGNORE
-    if (labels[on] != true[on]).any(): raise ValueError(f"{row['id']}: a label is not the token it stands on; the model shifts labels, nothing before it may")
+    if (labels[on] != true[on]).any():
+        raise ValueError(f"{row['id']}: a label is not the token it stands on; the model shifts labels, nothing before it may")
     kinds = np.repeat([KINDS.index(k) for *_, k in row["spans"]], [b - a for a, b, _ in row["spans"]])
     return np.array([np.bincount(kinds[which], minlength=len(KINDS)) for which in (slice(None), on, ids != true)])
 
@@ -186,10 +198,15 @@ def check_counts(
     "Prompt 0 %, all of the rest 100 %, the critique apart."
     n, on, new = (dict(zip(KINDS, row.tolist())) for row in counts)
     if not sum(on.values()): raise ValueError(f"no label is left in a batch of {sum(n.values())} tokens: all are {IGNORE}")
-    if on["prompt"]: raise ValueError(f"{on['prompt']} of {n['prompt']} prompt tokens carry loss, expected none: the data collator rebuilt the labels from input_ids, so no mask reaches the loss; use a collator that keeps ready labels (TRL's does, transformers' DataCollatorForLanguageModeling(mlm=False) does not)")
+    if on["prompt"]:
+        raise ValueError(f"{on['prompt']} of {n['prompt']} prompt tokens carry loss, expected none: the data collator rebuilt the labels from "
+                         "input_ids, so no mask reaches the loss; use a collator that keeps ready labels (TRL's does, transformers' "
+                         "DataCollatorForLanguageModeling(mlm=False) does not)")
     for kind in ("tag", "reasoning", "answer", "eos") + (("critique",) if mode == "input" else ()):
-        if on[kind] < n[kind]: raise ValueError(f"{n[kind] - on[kind]} of {n[kind]} {kind} tokens carry no loss, expected all to: only critique tokens may be masked")
-    if wrong := [k for k in KINDS if new[k] and (k != "critique" or mode == "loss")]: raise ValueError(f"{new[wrong[0]]} {wrong[0]} tokens were replaced in the input: mask mode {mode!r} does not do that")
+        if on[kind] < n[kind]:
+            raise ValueError(f"{n[kind] - on[kind]} of {n[kind]} {kind} tokens carry no loss, expected all to: only critique tokens may be masked")
+    if wrong := [k for k in KINDS if new[k] and (k != "critique" or mode == "loss")]:
+        raise ValueError(f"{new[wrong[0]]} {wrong[0]} tokens were replaced in the input: mask mode {mode!r} does not do that")
 
 # %% ../nbs/04_train.ipynb #3232a6b0
 class LabelGuard:
@@ -216,7 +233,9 @@ class LabelGuard:
         counts = np.zeros((3, len(KINDS)), int)
         for x, y, real in zip(ids, labels, attention.astype(bool)):
             if (y[~real] != IGNORE).any(): raise ValueError(f"padding carries loss: the collator must pad labels with {IGNORE}")
-            if (i := self.known.get(x[real].tobytes())) is None: raise ValueError(f"a batch holds {real.sum()} tokens in a row that the training set does not: the collator cuts, packs or rewrites input_ids")
+            if (i := self.known.get(x[real].tobytes())) is None:
+                raise ValueError(f"a batch holds {real.sum()} tokens in a row that the training set does not: the collator cuts, packs or rewrites "
+                                 "input_ids")
             counts += count_labels(self.rows[i], x[real], y[real])
             m = self.moments[i]; self.sums = np.append(self.sums[:3] + m[:3], max(self.sums[3], m[3]))
         check_counts(counts, self.spec.mode)
@@ -229,7 +248,9 @@ class LabelGuard:
         hidden = new if self.spec.mode == "input" else n - on
         self.masked += hidden; self.logged += [hidden, n]
         low, high = mask_band(self.sums)
-        if not low - 1e-6 <= self.masked <= high + 1e-6: raise ValueError(f"{self.masked} of {self.sums[0]:.0f} critique tokens are masked ({self.masked/self.sums[0]:.1%}), but mask_rate={self.spec.rate} gives {max(low, 0):.0f} to {high:.0f}: the labels are not those of the mask")
+        if not low - 1e-6 <= self.masked <= high + 1e-6:
+            raise ValueError(f"{self.masked} of {self.sums[0]:.0f} critique tokens are masked ({self.masked/self.sums[0]:.1%}), but "
+                             f"mask_rate={self.spec.rate} gives {max(low, 0):.0f} to {high:.0f}: the labels are not those of the mask")
 
 # %% ../nbs/04_train.ipynb #06deba38
 @torch.no_grad()
@@ -270,7 +291,9 @@ class MaskedTrainer(SFTTrainer):
         "One forward and backward pass; a loss that is no number stops the run."
         t0, guard0 = time.perf_counter(), self.guard.seconds
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss): raise ValueError(f"the loss is {loss.item()} at update {self.state.global_step + 1}: lower lr (now {self.args.learning_rate}) or raise warmup")
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is {loss.item()} at update {self.state.global_step + 1}: lower lr (now {self.args.learning_rate}) or raise "
+                             "warmup")
         self.busy += time.perf_counter() - t0 - (self.guard.seconds - guard0)
         return loss
 
@@ -344,8 +367,11 @@ def load_model(
     folder = resolve(cfg.model)
     model = AutoModelForCausalLM.from_pretrained(str(folder) if folder.exists() else cfg.model, dtype=torch.float32)
     size, top = model.config.vocab_size, max(max(r["input_ids"]) for r in rows)
-    if top >= size: raise ValueError(f"{cfg.encoded} holds token id {top}, but {cfg.model} has a vocabulary of {size}: it was encoded with another model's tokenizer; run stage 03 with model={cfg.model!r}")
-    if (room := getattr(model.config, "max_position_embeddings", cfg.max_length)) < cfg.max_length: raise ValueError(f"max_length={cfg.max_length}, but {cfg.model} has {room} positions: lower max_length")
+    if top >= size:
+        raise ValueError(f"{cfg.encoded} holds token id {top}, but {cfg.model} has a vocabulary of {size}: it was encoded with another model's "
+                         f"tokenizer; run stage 03 with model={cfg.model!r}")
+    if (room := getattr(model.config, "max_position_embeddings", cfg.max_length)) < cfg.max_length:
+        raise ValueError(f"max_length={cfg.max_length}, but {cfg.model} has {room} positions: lower max_length")
     return model
 
 @contextmanager
@@ -374,7 +400,8 @@ def make_trainer(
     "Data set, order, guard and log around TRL's trainer."
     from transformers.trainer_callback import PrinterCallback
     spec = mask_spec(cfg)
-    data = label_rows(rows, spec, cfg.epochs, None if spec.mode == "loss" else mask_id(tok))
+    epochs = cfg.epochs if cfg.max_steps == -1 else math.ceil(cfg.max_steps*cfg.batch_size*cfg.grad_accumulation/len(rows))
+    data = label_rows(rows, spec, epochs, None if spec.mode == "loss" else mask_id(tok))
     guard = LabelGuard(rows, spec, data)
     order = EpochOrder([len(r["input_ids"]) for r in rows], cfg.batch_size*cfg.grad_accumulation, cfg.seed, cfg.group_by_length, len(data)//len(rows))
     sample = pick_rows(rows, min(48, len(rows)), cfg.seed)
