@@ -70,6 +70,7 @@ def test_lock_holds_the_whole_closure(settings):
         assert pins.get(key[0]) == dist.version.split('+')[0], f'{req.name} {dist.version} is installed, the lock says {pins.get(key[0])}'
         for sub in map(Requirement, dist.requires or []):
             if sub.marker is None or any(sub.marker.evaluate({'extra': e}) for e in req.extras or {''}): todo.append(sub)
+    assert set(pins) - {name for name, _ in done} <= {'setuptools', 'wheel'}, 'the lock pins what nothing asks for: run make lock'
 
 
 def test_lock_names_no_place():
