@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OPTIMIZERS', 'SCHEDULERS', 'TrainConfig', 'check_config', 'mask_spec', 'check_platform', 'pick_rows',
-           'training_rows', 'label_rows', 'EpochOrder', 'count_labels', 'check_counts', 'LabelGuard', 'part_losses',
-           'MaskedTrainer', 'TrainLog', 'sft_config', 'load_model', 'quiet', 'make_trainer', 'last_state', 'run_params',
-           'train', 'summary']
+           'training_rows', 'label_rows', 'EpochOrder', 'count_labels', 'check_counts', 'check_share', 'LabelGuard',
+           'part_losses', 'MaskedTrainer', 'TrainLog', 'sft_config', 'load_model', 'quiet', 'make_trainer',
+           'last_state', 'run_params', 'train', 'summary']
 
 # %% ../nbs/04_train.ipynb #7df76083
 import json, math, shutil, time
@@ -208,6 +208,18 @@ def check_counts(
     if wrong := [k for k in KINDS if new[k] and (k != "critique" or mode == "loss")]:
         raise ValueError(f"{new[wrong[0]]} {wrong[0]} tokens were replaced in the input: mask mode {mode!r} does not do that")
 
+# %% ../nbs/04_train.ipynb #5069f1f3
+def check_share(
+    masked: int, # masked critique tokens so far
+    moments: np.ndarray, # sums of `mask_moments` over the same examples
+    rate: float, # asked for
+):
+    "Masked critique tokens against the band of their rate."
+    low, high = mask_band(moments)
+    if not low - 1e-6 <= masked <= high + 1e-6:
+        raise ValueError(f"{masked} of {moments[0]:.0f} critique tokens are masked ({masked/max(moments[0], 1):.1%}), but mask_rate={rate} gives "
+                         f"{max(low, 0):.0f} to {high:.0f}: the labels are not those of the mask")
+
 # %% ../nbs/04_train.ipynb #3232a6b0
 class LabelGuard:
     "Checks the labels of every batch on their way into the loss."
@@ -239,18 +251,11 @@ class LabelGuard:
             counts += count_labels(self.rows[i], x[real], y[real])
             m = self.moments[i]; self.sums = np.append(self.sums[:3] + m[:3], max(self.sums[3], m[3]))
         check_counts(counts, self.spec.mode)
-        self.check_share(counts[:, KINDS.index("critique")])
-        self.seconds += time.perf_counter() - t0
-
-    def check_share(self, critique): # tokens, with loss, replaced: of one batch
-        "Masked critique tokens of the epoch so far, against their band."
-        n, on, new = critique
+        n, on, new = counts[:, KINDS.index("critique")]
         hidden = new if self.spec.mode == "input" else n - on
         self.masked += hidden; self.logged += [hidden, n]
-        low, high = mask_band(self.sums)
-        if not low - 1e-6 <= self.masked <= high + 1e-6:
-            raise ValueError(f"{self.masked} of {self.sums[0]:.0f} critique tokens are masked ({self.masked/self.sums[0]:.1%}), but "
-                             f"mask_rate={self.spec.rate} gives {max(low, 0):.0f} to {high:.0f}: the labels are not those of the mask")
+        check_share(self.masked, self.sums, self.spec.rate)
+        self.seconds += time.perf_counter() - t0
 
 # %% ../nbs/04_train.ipynb #06deba38
 @torch.no_grad()
