@@ -20,9 +20,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce lr test docs: export HF_HUB_OFFLINE := 1
+reproduce lr base test docs: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv reproduce lr test docs readme lab lock clean
+.PHONY: help venv reproduce lr base test docs readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,10 @@ reproduce: venv ## problems to tables and figures, PROFILE=pocket
 
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
+
+base: venv ## train the pocket base from nothing and put it into data/pocket/base
+	@mkdir -p runs/base
+	@$(BIN)/papermill nbs/00_pocket.ipynb runs/base/00_pocket.ipynb -p build_base True -p publish True --log-level WARNING
 
 test: venv ## the nbdev gates, the docs build, pytest
 	@tests/gates.sh
