@@ -45,7 +45,7 @@ BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clo
 
 reproduce: venv ## problems to tables and figures, PROFILE=pocket
 	@$(SNAKEMAKE) $(BUSY)
-	@$(BIN)/python docs/results.py --tables runs/$(PROFILE)/results --figures runs/$(PROFILE)/figures --out runs/$(PROFILE)/results.md
+	@$(BIN)/python docs/results.py --tables runs/$(PROFILE)/{results,06_ablation,02_critique} --figures runs/$(PROFILE)/figures --out runs/$(PROFILE)/results.md
 	@echo "tables:       runs/$(PROFILE)/results/"
 	@echo "figures:      runs/$(PROFILE)/figures/"
 	@echo "results page: runs/$(PROFILE)/results.md"

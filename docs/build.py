@@ -73,7 +73,7 @@ def write_pages(
         page = convert(nbformat.read(processed/name, 4), name, ids, pages, known)
         if name == 'index.ipynb': page['cells'].append(nbformat.v4.new_markdown_cell(contents(names)))
         nbformat.write(nbformat.from_dict(page), SITE/f'{pages[name]}.ipynb')
-    write_results(ROOT/'data'/'results', ROOT/'figures', SITE/'results.md', ROOT)
+    write_results([ROOT/'data'/'results'], ROOT/'figures', SITE/'results.md', ROOT)
     copy_linked()
 
 

@@ -4,6 +4,7 @@
 import argparse
 import csv
 import os
+import re
 from pathlib import Path
 
 HEAD = """# Results
@@ -28,12 +29,22 @@ def short(cell: str) -> str:
     except ValueError: return cell
 
 
-def csv_table(path: Path) -> str:
-    "A CSV file as a Markdown table, or the number of its rows where it is long."
+def read_csv(path: Path) -> tuple:
+    "Header and rows."
     with open(path, newline='', encoding='utf-8') as f: head, *rows = list(csv.reader(f))
-    if len(rows) > MAX_ROWS: return f'{len(rows)} rows with the columns {", ".join(f"`{h}`" for h in head)}.'
+    return head, rows
+
+
+def csv_table(path: Path) -> str:
+    "A CSV file as a Markdown table."
+    head, rows = read_csv(path)
     line = lambda cells: '| ' + ' | '.join(short(c).replace('|', '\\|') for c in cells) + ' |'
     return '\n'.join([line(head), line(['---']*len(head)), *map(line, rows)])
+
+
+def is_shown(path: Path) -> bool:
+    "Whether a table is laid out by the run or short enough to print."
+    return path.with_suffix('.md').exists() or len(read_csv(path)[1]) <= MAX_ROWS
 
 
 def table_section(
@@ -44,6 +55,18 @@ def table_section(
     laid = path.with_suffix('.md')
     body = laid.read_text(encoding='utf-8').strip() if laid.exists() else csv_table(path)
     return f'## {heading(path)}\n\n{body}\n\nRows: [{path.name}]({link(path, base)})\n'
+
+
+def prose_section(path: Path) -> str:
+    "What a run wrote about itself in sentences; its own title gives way to one that fits this page."
+    text = path.read_text(encoding='utf-8').strip()
+    return f'## {heading(path)}\n\n' + re.sub(r'\A#+ .*\n+', '', text) + '\n'
+
+
+def rows_section(paths: list, base: Path) -> str:
+    "Rows that are too many to print."
+    lines = [f'- [{p.name}]({link(p, base)}): {len(read_csv(p)[1])} rows of {", ".join(f"`{h}`" for h in read_csv(p)[0])}' for p in paths]
+    return '## More rows\n\n' + '\n'.join(lines) + '\n'
 
 
 def figure_section(path: Path, base: Path) -> str:
@@ -57,21 +80,26 @@ def link(path: Path, base: Path) -> str:
 
 
 def write_results(
-    tables: Path,  # folder of CSV files
+    tables: list,  # folders of CSV and Markdown files
     figures: Path,  # folder of PNG files
     out: Path,  # page to write
     base: Path|None = None,  # folder that links are relative to; None = the one of `out`
 ):
-    "Tables first, then figures, each in the order of their names."
+    "Findings, tables, figures, longer rows; each in the order of their names."
     base = base or out.parent
-    parts = [table_section(p, base) for p in sorted(tables.glob('*.csv'))] + [figure_section(p, base) for p in sorted(figures.glob('*.png'))]
-    if not parts: raise FileNotFoundError(f'no tables in {tables} and no figures in {figures}: run make reproduce first, or name other folders')
+    csvs = sorted((p for d in tables for p in d.glob('*.csv')), key=lambda p: p.name)
+    prose = sorted(p for d in tables for p in d.glob('*.md') if not p.with_suffix('.csv').exists())
+    shown, longer = [p for p in csvs if is_shown(p)], [p for p in csvs if not is_shown(p)]
+    parts = [*map(prose_section, prose), *(table_section(p, base) for p in shown), *(figure_section(p, base) for p in sorted(figures.glob('*.png')))]
+    if longer: parts.append(rows_section(longer, base))
+    if not parts: raise FileNotFoundError(f'no tables in {", ".join(map(str, tables))} and no figures in {figures}: run make reproduce first, or name other folders')
     out.write_text('\n'.join([HEAD, *parts]), encoding='utf-8')
 
 
 if __name__ == '__main__':
     root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in dict(tables=root/'data'/'results', figures=root/'figures', out=root/'docs'/'results.md').items():
-        parser.add_argument(f'--{name}', type=Path, default=default, help=f'default: {default.relative_to(root)}')
+    parser.add_argument('--tables', type=Path, nargs='+', default=[root/'data'/'results'], help='default: data/results')
+    parser.add_argument('--figures', type=Path, default=root/'figures', help='default: figures')
+    parser.add_argument('--out', type=Path, default=root/'docs'/'results.md', help='default: docs/results.md')
     write_results(**vars(parser.parse_args()))

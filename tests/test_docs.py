@@ -101,21 +101,23 @@ def test_results_page_reads_rows_and_figures(tmp_path):
     for d in ('data/results', 'figures'): (tmp_path/d).mkdir(parents=True)
     (tmp_path/'data/results/table2.csv').write_text('model,n,accuracy\nbase,30,0.123456\nx|y,7,\n')
     (tmp_path/'data/results/long.csv').write_text('a,b\n' + '1,2\n'*(results.MAX_ROWS + 1))
+    (tmp_path/'data/results/findings.md').write_text('# Of this run\n\nNo difference.')
     (tmp_path/'figures/loss_curves.png').write_bytes(b'')
     (tmp_path/'docs').mkdir()
-    results.write_results(tmp_path/'data'/'results', tmp_path/'figures', tmp_path/'docs'/'page.md')
+    results.write_results([tmp_path/'data'/'results'], tmp_path/'figures', tmp_path/'docs'/'page.md')
     text = (tmp_path/'docs'/'page.md').read_text()
     assert '## Table 2\n\n| model | n | accuracy |\n| --- | --- | --- |\n| base | 30 | 0.1235 |\n| x\\|y | 7 |  |' in text
-    assert f'{results.MAX_ROWS + 1} rows with the columns `a`, `b`.' in text
+    assert f'- [long.csv](../data/results/long.csv): {results.MAX_ROWS + 1} rows of `a`, `b`' in text
+    assert '## Findings\n\nNo difference.' in text and '# Of this run' not in text
     assert '![Loss curves](../figures/loss_curves.png)' in text and '[table2.csv](../data/results/table2.csv)' in text
 
 
 def test_no_results_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match='run make reproduce first'): results.write_results(tmp_path, tmp_path, tmp_path/'page.md')
+    with pytest.raises(FileNotFoundError, match='run make reproduce first'): results.write_results([tmp_path], tmp_path, tmp_path/'page.md')
 
 
 def test_committed_results_page_is_current(tmp_path):
-    results.write_results(ROOT/'data'/'results', ROOT/'figures', tmp_path/'results.md', ROOT/'docs')
+    results.write_results([ROOT/'data'/'results'], ROOT/'figures', tmp_path/'results.md', ROOT/'docs')
     assert (ROOT/'docs'/'results.md').read_text(encoding='utf-8') == (tmp_path/'results.md').read_text(encoding='utf-8'), 'run python docs/results.py'
 
 
