@@ -17,10 +17,35 @@ what the method does there, and says nothing about 1.5B models.
 MAX_ROWS = 60  # longer tables are linked, not printed
 
 
+CELL = 'A cell is percent right (right answers / problems) [interval].'
+SECTIONS = dict(  # file name without suffix -> title, how to read it; also the order, others follow by name
+    findings=('Findings in the pocket world', ''),
+    table1=('Table 1: three models', CELL),
+    table2=('Table 2: base and MCFT', CELL),
+    table_pocket=('The pocket world: methods', f'{CELL} Seeds are pooled; a value after ± is their standard deviation.'),
+    contrasts=('The pocket world: differences', 'Shares, mean over benchmarks, paired by seed; 95% t intervals.'),
+    funnel=('From questions to training examples', 'Rows left after each step of stage 02.'),
+    lr_dev=('Learning rates', 'Scores on the dev split, from which each method got its learning rate.'),
+    pocket_runs=('All pocket runs', 'One row per run and benchmark: what the tables and figures above are made from.'),
+)
+
+
 def heading(path: Path) -> str:
-    "`loss_curves.csv` as `Loss curves`."
+    "The title of a known file, else its name: `loss_curves.csv` as `Loss curves`."
     text = path.stem.replace('_', ' ').replace('-', ' ')
-    return (text[:1].upper() + text[1:]).replace('Table1', 'Table 1').replace('Table2', 'Table 2')
+    return SECTIONS.get(path.stem, (text[:1].upper() + text[1:],))[0]
+
+
+def note(path: Path) -> str:
+    "How to read a known table, as a paragraph."
+    text = SECTIONS.get(path.stem, ('', ''))[1]
+    return f'{text}\n\n' if text and path.suffix == '.csv' else ''
+
+
+def place(path: Path) -> tuple:
+    "Known files in the order above, others after them by name."
+    known = list(SECTIONS)
+    return known.index(path.stem) if path.stem in known else len(known), path.name
 
 
 def short(cell: str) -> str:
@@ -54,7 +79,7 @@ def table_section(
     "One table: the laid-out form where the run wrote one, else the rows; always a link to the rows."
     laid = path.with_suffix('.md')
     body = laid.read_text(encoding='utf-8').strip() if laid.exists() else csv_table(path)
-    return f'## {heading(path)}\n\n{body}\n\nRows: [{path.name}]({link(path, base)})\n'
+    return f'## {heading(path)}\n\n{note(path)}{body}\n\nRows: [{path.name}]({link(path, base)})\n'
 
 
 def prose_section(path: Path) -> str:
@@ -85,9 +110,9 @@ def write_results(
     out: Path,  # page to write
     base: Path|None = None,  # folder that links are relative to; None = the one of `out`
 ):
-    "Findings, tables, figures, longer rows; each in the order of their names."
+    "Findings, tables, figures, longer rows."
     base = base or out.parent
-    csvs = sorted((p for d in tables for p in d.glob('*.csv')), key=lambda p: p.name)
+    csvs = sorted((p for d in tables for p in d.glob('*.csv')), key=place)
     prose = sorted(p for d in tables for p in d.glob('*.md') if not p.with_suffix('.csv').exists())
     shown, longer = [p for p in csvs if is_shown(p)], [p for p in csvs if not is_shown(p)]
     parts = [*map(prose_section, prose), *(table_section(p, base) for p in shown), *(figure_section(p, base) for p in sorted(figures.glob('*.png')))]

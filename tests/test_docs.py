@@ -106,9 +106,9 @@ def test_results_page_reads_rows_and_figures(tmp_path):
     (tmp_path/'docs').mkdir()
     results.write_results([tmp_path/'data'/'results'], tmp_path/'figures', tmp_path/'docs'/'page.md')
     text = (tmp_path/'docs'/'page.md').read_text()
-    assert '## Table 2\n\n| model | n | accuracy |\n| --- | --- | --- |\n| base | 30 | 0.1235 |\n| x\\|y | 7 |  |' in text
+    assert f'## Table 2: base and MCFT\n\n{results.CELL}\n\n| model | n | accuracy |\n| --- | --- | --- |\n| base | 30 | 0.1235 |\n| x\\|y | 7 |  |' in text
     assert f'- [long.csv](../data/results/long.csv): {results.MAX_ROWS + 1} rows of `a`, `b`' in text
-    assert '## Findings\n\nNo difference.' in text and '# Of this run' not in text
+    assert '## Findings in the pocket world\n\nNo difference.' in text and '# Of this run' not in text
     assert '![Loss curves](../figures/loss_curves.png)' in text and '[table2.csv](../data/results/table2.csv)' in text
 
 
