@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
 reproduce lr base test docs: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv reproduce lr base test docs readme lab lock clean
+.PHONY: help venv publish reproduce lr base test docs readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,13 @@ reproduce: venv ## problems to tables and figures, PROFILE=pocket
 
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
+
+publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
+	@test -f runs/$(PROFILE)/06_ablation/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make reproduce PROFILE=$(PROFILE) first" >&2; exit 1; }
+	@cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/
+	@cp runs/$(PROFILE)/figures/* figures/
+	@cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/
+	@$(BIN)/python docs/results.py
 
 base: venv ## train the pocket base from nothing and put it into data/pocket/base
 	@mkdir -p runs/base

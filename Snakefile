@@ -2,8 +2,7 @@
 #   snakemake --cores 2 --configfile configs/pocket.yaml           everything
 #   snakemake --cores 2 --configfile configs/pocket.yaml lr        the search of learning rates on the dev split
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
-from pathlib import Path
-from mcft.ablation import check_config, lr_of, lr_runs, read_config, runs_of
+from mcft.ablation import check_config, lr_of, lr_runs, lr_scores, read_config, runs_of
 from mcft.core import run_notebook
 
 CONFIG = check_config(config) if config else read_config("configs/pocket.yaml")
@@ -11,6 +10,10 @@ RUN = CONFIG["run_dir"]
 RUNS = {r["run"]: r for r in runs_of(CONFIG)}
 SEARCH = {r["run"]: r for r in lr_runs(CONFIG)}
 ALL = {**RUNS, **SEARCH}
+
+
+def stage(nb, out, params):
+    run_notebook(nb, out, params, examples=False)
 
 
 wildcard_constraints:
@@ -29,7 +32,7 @@ rule data:
     output:
         f"{RUN}/01_data/run.json",
     run:
-        run_notebook("nbs/01_data.ipynb", f"{RUN}/01_data/01_data.ipynb", {**CONFIG["data"], "out_dir": f"{RUN}/01_data"})
+        stage("nbs/01_data.ipynb", f"{RUN}/01_data/01_data.ipynb", {**CONFIG["data"], "out_dir": f"{RUN}/01_data"})
 
 
 rule critique:
@@ -38,7 +41,7 @@ rule critique:
     output:
         f"{RUN}/02_critique/run.json",
     run:
-        run_notebook("nbs/02_critique.ipynb", f"{RUN}/02_critique/02_critique.ipynb", {
+        stage("nbs/02_critique.ipynb", f"{RUN}/02_critique/02_critique.ipynb", {
             **CONFIG["critique"], "problems": f"{RUN}/01_data/problems.jsonl", "rollouts": f"{RUN}/01_data/rollouts.jsonl", "out_dir": f"{RUN}/02_critique"})
 
 
@@ -48,7 +51,7 @@ rule masking:
     output:
         f"{RUN}/03_masking/run.json",
     run:
-        run_notebook("nbs/03_masking.ipynb", f"{RUN}/03_masking/03_masking.ipynb", {
+        stage("nbs/03_masking.ipynb", f"{RUN}/03_masking/03_masking.ipynb", {
             **CONFIG["masking"], "critiques": f"{RUN}/02_critique/critiques.jsonl", "out_dir": f"{RUN}/03_masking"})
 
 
@@ -62,12 +65,12 @@ rule train:
         r = ALL[wildcards.run]
         lr = r["lr"] if wildcards.run in SEARCH else lr_of(CONFIG, r["arm"])
         out = f"{RUN}/04_train/{wildcards.run}"
-        run_notebook("nbs/04_train.ipynb", f"{out}/04_train.ipynb", {
+        stage("nbs/04_train.ipynb", f"{out}/04_train.ipynb", {
             **CONFIG["train"], **r["params"], "seed": r["seed"], "lr": lr, "encoded": f"{RUN}/03_masking/encoded.jsonl", "out_dir": out})
 
 
 def model_of(run):
-    return CONFIG["data"]["model_dir"] if run == "base" else f"{RUN}/04_train/{run}"
+    return CONFIG["data"]["model_dir"] if run in ("base", "base-dev") else f"{RUN}/04_train/{run}"
 
 
 rule evaluate:
@@ -77,9 +80,9 @@ rule evaluate:
     output:
         f"{RUN}/05_eval/{{run}}/run.json",
     run:
-        dev = wildcards.run in SEARCH
+        dev = wildcards.run in [*SEARCH, "base-dev"]
         params = {**CONFIG["eval"], **(CONFIG["eval_dev"] if dev else {})}
-        run_notebook("nbs/05_eval.ipynb", f"{RUN}/05_eval/{wildcards.run}/05_eval.ipynb", {
+        stage("nbs/05_eval.ipynb", f"{RUN}/05_eval/{wildcards.run}/05_eval.ipynb", {
             **params, "model_dir": model_of(wildcards.run), "out_dir": f"{RUN}/05_eval/{wildcards.run}", "tables_to": ""})
 
 
@@ -90,7 +93,7 @@ rule tables:
         f"{RUN}/results/pocket_runs.csv",
         f"{RUN}/results/table2.csv",
     run:
-        run_notebook("nbs/05_eval.ipynb", f"{RUN}/results/05_eval.ipynb", {
+        stage("nbs/05_eval.ipynb", f"{RUN}/results/05_eval.ipynb", {
             "model_dir": "", "runs_from": [f"{RUN}/05_eval/{r}" for r in ["base", *RUNS]], "tables_to": f"{RUN}/results"})
 
 
@@ -101,14 +104,13 @@ rule figures:
     output:
         f"{RUN}/06_ablation/run.json",
     run:
-        run_notebook("nbs/06_ablation.ipynb", f"{RUN}/06_ablation/06_ablation.ipynb", {
-            "results": f"{RUN}/results", "runs": [f"{RUN}/04_train/{r}" for r in RUNS], "funnel": f"{RUN}/02_critique/funnel.csv",
-            "lr_rows": CONFIG["lr_rows"], "figures": f"{RUN}/figures", "out_dir": f"{RUN}/06_ablation"})
+        stage("nbs/06_ablation.ipynb", f"{RUN}/06_ablation/06_ablation.ipynb", {
+            "results": f"{RUN}/results", "runs": [f"{RUN}/04_train/{r}" for r in RUNS], "funnel_csv": f"{RUN}/02_critique/funnel.csv",
+            "lr_rows": CONFIG["lr_rows"] or "", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/06_ablation"})
 
 
 rule lr:
     input:
-        expand(f"{RUN}/05_eval/{{run}}/run.json", run=SEARCH),
+        expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *SEARCH]),
     run:
-        run_notebook("nbs/06_ablation.ipynb", f"{RUN}/lr/06_ablation.ipynb", {
-            "search": [f"{RUN}/05_eval/{r}" for r in SEARCH], "results": "", "lr_rows": CONFIG["lr_rows"] or f"{RUN}/lr/lr_dev.csv", "out_dir": f"{RUN}/lr"})
+        lr_scores([f"{RUN}/05_eval/{r}" for r in ["base-dev", *SEARCH]]).to_csv(CONFIG["lr_rows"], index=False)

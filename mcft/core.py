@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMAS', 'repo_root', 'resolve', 'run_key', 'stable_seed', 'sha256_file', 'check_row', 'write_rows', 'read_rows',
            'append_rows', 'versions', 'git_commit', 'hash_inputs', 'Run', 'run_info', 'start_run', 'arm_name',
-           'notebook_params', 'check_params', 'check_injected', 'run_notebook', 'progress']
+           'notebook_params', 'check_params', 'check_injected', 'without_examples', 'run_notebook', 'progress']
 
 # %% ../nbs/00_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, json, os, platform, resource, subprocess, sys, time
@@ -221,6 +221,7 @@ def start_run(
     resume: str = "same", # "same": a half-done folder with other parameters is an error; "fresh": it is emptied
 ) -> Run: # with `done` True when the folder holds this very run
     "Open a run folder: complete (nothing to do), half done with the same key (go on), or new."
+    if resume not in ("same", "fresh"): raise ValueError(f"resume is {resume!r}: \"same\" or \"fresh\"")
     folder = resolve(folder); folder.mkdir(parents=True, exist_ok=True)
     params = json.loads(json.dumps(params, default=_plain))
     digests = hash_inputs(inputs); key = run_key(stage=stage, params=params, inputs=digests)
@@ -229,7 +230,7 @@ def start_run(
     if before != key:
         if resume == "same": raise ValueError(f"{folder} holds a run with other parameters or inputs (key {before}, now {key}): choose another out_dir, or delete that folder")
         for f in folder.iterdir():
-            if f.is_file(): f.unlink()
+            if f.is_file() and f.suffix != ".ipynb": f.unlink() # the notebook that is running stays
         old = None
     begun.write_text(key)
     return Run(folder, stage, params, digests, key, done=bool(old and old["key"] == key))
@@ -284,20 +285,38 @@ def check_injected(
     if unknown := [n for n in given if n not in known]: raise ValueError(f"{unknown[0]!r} is no parameter of this notebook. It has: {', '.join(known)}")
     return given
 
-# %% ../nbs/00_core.ipynb #2377a430
+# %% ../nbs/00_core.ipynb #c5dab75e
+def without_examples(
+    cells: list[dict], # of a notebook with a cell tagged "parameters"
+) -> list[dict]: # the cells a run needs
+    "Drop the code cells above the parameters that neither export nor only import."
+    import ast
+    first = next(i for i, c in enumerate(cells) if "parameters" in c["metadata"].get("tags", []))
+    def needed(c):
+        src = "".join(c["source"])
+        if c["cell_type"] != "code" or src.startswith("#| export"): return True
+        return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(src).body)
+    return [c for i, c in enumerate(cells) if i >= first or needed(c)]
+
 def run_notebook(
     nb: str|Path, # a notebook of `nbs/`
     out: str|Path, # executed copy; never inside nbs/
     params: dict|None = None, # name -> value
+    examples: bool = True, # False: leave out the examples and tests above the parameters
     progress_bar: bool|None = None, # None = only on a terminal
 ) -> Path: # `out`
     "Check the parameters, then execute the notebook with papermill; the copy is kept also when a cell fails."
     import papermill
-    nb, out = resolve(nb), resolve(out)
+    nb, out = resolve(nb), resolve(out); src = out.with_name(f".{out.stem}.source.ipynb")
     if out.parent == repo_root()/"nbs": raise ValueError(f"{out}: an executed notebook in nbs/ would be exported in place of its source: write it to runs/")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_params(nb, params or {}); out.parent.mkdir(parents=True, exist_ok=True)
+    book = json.loads(nb.read_text(encoding="utf-8"))
+    if not examples: book["cells"] = without_examples(book["cells"])
+    src.write_text(json.dumps(book), encoding="utf-8")
     bar = sys.stderr.isatty() if progress_bar is None else progress_bar
-    papermill.execute_notebook(str(nb), str(out), check_params(nb, params or {}), cwd=str(repo_root()), progress_bar=bar, kernel_name="python3")
+    papermill.execute_notebook(str(src), str(out), params or {}, cwd=str(repo_root()), progress_bar=bar, kernel_name="python3",
+                               extra_arguments=["--IPKernelApp.log_level=ERROR"])
+    src.unlink(missing_ok=True)
     return out
 
 # %% ../nbs/00_core.ipynb #b13e2ee9

@@ -17,7 +17,8 @@ def load(
 ): # (model in eval mode, tokenizer with left padding)
     "Load a causal language model and its tokenizer; foreign code and pickles are never run."
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    local = resolve(path)
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar(); local = resolve(path)
     if not local.is_dir() and str(path).count("/") != 1: raise FileNotFoundError(f"no checkpoint at {local}: train one (stage 04), or use data/pocket/base")
     if local.is_dir() and not list(local.glob("*.safetensors")): raise FileNotFoundError(f"{local} holds no *.safetensors: the run that should write it is not complete; run it again")
     source = str(local if local.is_dir() else path)

@@ -300,7 +300,7 @@ def show_example(
 class EncodeConfig:
     "What stage 03 reads, writes and refuses."
     critiques: str # rows of critiques (`.jsonl`)
-    model: str # folder or name whose tokenizer and chat template are used
+    model_dir: str # folder or name whose tokenizer and chat template are used
     out_dir: str # run folder, made if absent
     max_length: int # tokens, prompt included
     too_long: str = "error" # a longer example: "error", or "drop" it and count it
@@ -349,11 +349,11 @@ def run_encode(
 ) -> pd.DataFrame: # funnel: what came in, what was left out and why, what came out
     "Read critiques, write `encoded.jsonl` and `run.json`; a complete run is not made again."
     params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "resume")}
-    tok_file = [f for f in (resolve(cfg.model)/"tokenizer.json",) if f.exists()]
+    tok_file = [f for f in (resolve(cfg.model_dir)/"tokenizer.json",) if f.exists()]
     run = start_run(cfg.out_dir, "03_masking", params, [cfg.critiques, *tok_file], cfg.resume)
     if not run.done:
         rows = read_rows(cfg.critiques, "critiques")
-        encoded, dropped = encode_all(rows, load_tokenizer(cfg.model), cfg.max_length, cfg.too_long)
+        encoded, dropped = encode_all(rows, load_tokenizer(cfg.model_dir), cfg.max_length, cfg.too_long)
         if not encoded: raise ValueError(f"{cfg.critiques}: none of the {len(rows)} critiques is left ({dict(Counter(dropped.values()))})")
         write_rows(run.folder/"encoded.jsonl", encoded, "encoded")
         funnel = [("critiques read", len(rows)), *((f"dropped: {why}", -n) for why, n in sorted(Counter(dropped.values()).items())),

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'N_REGISTERS', 'P_HASTY', 'P_WRONG', 'LAYOUTS', 'BOS', 'EOS', 'USER', 'ASSISTANT', 'PAD', 'CHAT_TEMPLATE',
-           'SETS', 'BENCHMARKS', 'value_of', 'Problem', 'steps', 'answer_of', 'lines', 'split_of', 'draw', 'word',
-           'read_question', 'hasty', 'wrong_rule', 'slip', 'miscopy', 'Check', 'check_chain', 'critique_text', 'teach',
-           'corpus_row', 'make_tokenizer', 'encode_turns', 'BaseConfig', 'make_model', 'pad_right', 'train_base',
-           'problem_set', 'write_problems', 'dev_scores', 'model_card', 'publish_base']
+           'SETS', 'BENCHMARKS', 'value_of', 'Problem', 'steps', 'answer_of', 'lines', 'written', 'split_of', 'draw',
+           'word', 'read_question', 'hasty', 'wrong_rule', 'slip', 'miscopy', 'Check', 'chain_lines', 'check_chain',
+           'critique_text', 'teach', 'corpus_row', 'make_tokenizer', 'encode_turns', 'BaseConfig', 'make_model',
+           'pad_right', 'base_arguments', 'train_base', 'problem_set', 'write_problems', 'dev_scores', 'model_card',
+           'publish_base']
 
 # %% ../nbs/00_pocket.ipynb #feafb7a2
 import json, random, re, shutil, sys
@@ -123,35 +124,41 @@ def answer_of(
 
 def lines(
     trace: list, # (expression, value) pairs
+    labelled: bool = False, # name the steps (a), (b), … as the question of a chain does
 ) -> str: # one step a line
     "A chain as text."
-    return "\n".join(f"{e}={v}" for e, v in trace)
+    return "\n".join((f"({chr(97+i)})" if labelled else "") + f"{e}={v}" for i, (e, v) in enumerate(trace))
 
-# %% ../nbs/00_pocket.ipynb #0e3d5675
+def written(
+    p: Problem, # what was solved
+    trace: list, # how
+) -> str: # the chain of thought
+    "A chain as its author writes it: one operation a line, labelled in a chain problem; who skips steps skips labels."
+    return lines(trace, p.family == "chain" and not any("(" in e for e, _ in trace))
+
+# %% ../nbs/00_pocket.ipynb #c890bf4a
 def _draw_chain(rng, n_ops):
-    v = rng.randint(2, 99); args = [v]
+    v = rng.randint(2, 50); args = [v]
     while len(args) < 2*n_ops + 1:
-        op, n = rng.choice("+-*"), rng.randint(2, 99)
-        if op == "*": n = rng.randint(2, 9)
+        op = rng.choice("+-*"); n = rng.randint(2, 5) if op == "*" else rng.randint(2, 60)
         w = value_of(f"{v}{op}{n}")
-        if 2 <= w <= 999: args += [op, n]; v = w
+        if 2 <= w <= 99: args += [op, n]; v = w
     return tuple(args)
 
 def _draw_equation(rng, level):
-    x, c = rng.randint(2, 30), rng.randint(2, 9) if level == 2 else 0
-    a = c + rng.randint(2, 12); d_min = (a-c)*x
-    b = rng.randint(1, 99)
-    return (a, b, c, d_min + b)
+    k = rng.randint(2, 9); x = rng.randint(2, 60//k); c = rng.randint(2, 9) if level == 2 else 0
+    b = rng.randint(2, 39)
+    return (k + c, b, c, k*x + b)
 
 def _draw_mod(rng, _):
-    a, b, c = rng.randint(11, 99), rng.randint(2, 9), rng.randint(2, 99)
-    return (a, b, c, rng.randint(6, 40))
+    b = rng.randint(2, 9); a = rng.randint(2, 60//b)
+    return (a, b, rng.randint(2, 39), rng.randint(3, 12))
 
 def _draw_gcd(rng, _):
+    from math import gcd
     while True:
-        g, m, n = rng.randint(2, 60), rng.randint(2, 30), rng.randint(2, 30)
-        a, b = g*max(m, n), g*min(m, n)
-        if m != n and a <= 700: return (a, b)
+        a = rng.randint(6, 300); b = rng.randint(3, a-1)
+        if gcd(a, b) > 2: return (a, b)
 
 # %% ../nbs/00_pocket.ipynb #0085d76b
 _DRAW = dict(chain=_draw_chain, equation=_draw_equation, mod=_draw_mod, gcd=_draw_gcd)
@@ -177,13 +184,13 @@ def draw(
     return p
 
 # %% ../nbs/00_pocket.ipynb #d57002a8
-_CHAIN = [ # opening, then how +, -, * are said, closing
-    ("Work out step by step: {}", dict(zip("+-*", (", plus {}", ", minus {}", ", times {}"))), "."),
+_CHAIN = [ # opening, then how +, -, * are said, closing; a label (a), (b), … stands before each operation
+    ("Work out step by step, from {}:", dict(zip("+-*", (" plus {},", " minus {},", " times {},"))), " done."),
     ("Start with {}.", dict(zip("+-*", (" Add {}.", " Subtract {}.", " Multiply by {}."))), " What is the result?"),
     ("A box holds {} marbles.", dict(zip("+-*", (" {} are added.", " {} are taken out.", " It becomes {} times as many."))), " How many are there?"),
-    ("Take {}", dict(zip("+-*", (", add {}", ", take away {}", ", multiply by {}"))), ". What do you get?"),
+    ("Take {},", dict(zip("+-*", (" add {},", " take away {},", " multiply by {},"))), " what do you get?"),
     ("My number is {}.", dict(zip("+-*", (" It grows by {}.", " It drops by {}.", " It is scaled by {}."))), " Which number is it now?"),
-    ("quick: {}", dict(zip("+-*", (" then +{}", " then -{}", " then x{}"))), " = ?")]
+    ("quick: {}", dict(zip("+-*", (" +{}", " -{}", " x{}"))), " = ?")]
 _WORDS = dict(
     equation=["Solve step by step: {}.", "Find x if {}.", "For which x does {} hold?", "Solve {}.", "What is x when {}?", "quick: {}, x = ?"],
     mod=["Work out step by step: {}.", "Compute {}.", "Evaluate {}.", "Find {}.", "What is {}?", "quick: {} = ?"],
@@ -203,7 +210,8 @@ def word(
     "Say a problem in words."
     if p.family != "chain": return _WORDS[p.family][register].format(_core(p))
     head, ops, tail = _CHAIN[register]
-    return head.format(p.args[0]) + "".join(ops[o].format(n) for o, n in zip(p.args[1::2], p.args[2::2])) + tail
+    said = (f" ({chr(97+i)})" + ops[o].format(n) for i, (o, n) in enumerate(zip(p.args[1::2], p.args[2::2])))
+    return head.format(p.args[0]) + "".join(said) + tail
 
 # %% ../nbs/00_pocket.ipynb #3308d3ce
 def _pattern(text: str) -> str: return re.escape(text).replace(r"\{\}", r"(\d+)")
@@ -212,7 +220,7 @@ def _read_chain(q: str):
     for head, ops, tail in _CHAIN:
         if not (m := re.match(_pattern(head), q)): continue
         args, i = [int(m[1])], m.end()
-        while nxt := next(((o, k) for o, s in ops.items() if (k := re.compile(_pattern(s)).match(q, i))), None):
+        while nxt := next(((o, k) for o, s in ops.items() if (k := re.compile(r" \([a-h]\)" + _pattern(s)).match(q, i))), None):
             args += [nxt[0], int(nxt[1][1])]; i = nxt[1].end()
         if q[i:] == tail and len(args) > 1: return Problem("chain", tuple(args))
 
@@ -267,7 +275,7 @@ def wrong_rule(
     return trace if all(v >= 0 for _, v in trace) else steps(p)[:-1]
 
 def _nudge(v: int, rng) -> int: # a wrong value near the right one: a digit off, or a carry forgotten
-    w = v + rng.choice((-10, -1, 1, 2, 10, 100 if v > 200 else -2))
+    w = v + rng.choice((-10, -1, 1, 2, 10, -2))
     return w if w >= 0 else v + 1
 
 def slip(
@@ -295,7 +303,7 @@ class Check:
     "What the teacher found in a chain."
     n_right: int = 0 # lines before the first wrong one
     n_merged: int = 0 # of these, lines that do several steps at once
-    error: str = "" # "", arithmetic, copying, rule, missing, extra, unreadable, no_answer, answer
+    error: str = "" # "", arithmetic, copying, rule, missing, extra, jump, unreadable, no_answer, answer
     line: int = 0 # 1-based number of the first wrong line; 0 = none
     text: str = "" # that line
     due: str = "" # the right line there
@@ -313,7 +321,7 @@ def _classify(expr: str, due: list, done: list) -> str: # why `expr` is not `due
     nums, wnums = re.findall(r"\d+", expr), re.findall(r"\d+", want)
     if len(due) > 1 and ops == _OPS.findall(due[1][0]) and nums[1:] == re.findall(r"\d+", due[1][0])[1:] and (ops, nums[1:]) != (wops, wnums[1:]): return "missing"
     if ops == wops and len(nums) == len(wnums): return "copying"
-    return "rule" if len(ops) == 1 else "unreadable"
+    return "rule" if len(ops) == 1 else "jump" if len(ops) > 1 and value_of(expr) is not None else "unreadable"
 
 # %% ../nbs/00_pocket.ipynb #fec41b20
 def _reach(expr: str, value: int|None, due: list) -> int: # how many due steps the expression does; 0 = none
@@ -324,6 +332,13 @@ def _reach(expr: str, value: int|None, due: list) -> int: # how many due steps t
         if n_ops >= 2 and due[k-1][1] == value and (n_ops == k or k == len(due)): return k
     return 0
 
+def chain_lines(
+    rollout: str, # with or without <think> tags, labels and box
+) -> list[str]: # its lines, without labels
+    "The steps of a chain, as text."
+    body = re.sub(r"</?think>|\\boxed\{.*", "\n", rollout)
+    return [re.sub(r"^\([a-h]\)", "", t.strip()) for t in body.splitlines() if t.strip()]
+
 def check_chain(
     question: str, # a pocket question
     rollout: str, # a chain with or without <think> tags and box
@@ -331,8 +346,7 @@ def check_chain(
     "Recompute a chain line by line up to the first error."
     p = read_question(question); due = steps(p); done, c = [], Check(right_answer=str(answer_of(p, due)))
     box = re.search(r"\\boxed\{([^{}]*)\}", rollout); c.answer = box[1].strip() if box else ""
-    body = re.sub(r"</?think>|\\boxed\{.*", "\n", rollout)
-    for i, text in enumerate(filter(None, map(str.strip, body.splitlines())), 1):
+    for i, text in enumerate(chain_lines(rollout), 1):
         expr, _, said = text.rpartition("="); value = value_of(expr); k = _reach(expr, value, due)
         if k and said == str(value):
             done += due[:k]; due = due[k:]; c.n_right += 1; c.n_merged += k > 1; continue
@@ -355,6 +369,7 @@ _SAY = dict(
     rule=["Line {i} uses the wrong operation: {t} should be {d}.", "The question asks for something else in line {i}, namely {d}.", "The wrong rule was used in line {i}. Instead of {t}, do {d}.", "Line {i} should not be {t}. The right step is {d}."],
     missing=["A step is missing: {d}.", "One step was left out, {d}.", "The chain forgets a step. It needs {d}.", "Before going on, {d} must be done."],
     extra=["Line {i} is not needed: {t} was done before.", "The step {t} in line {i} is one too many.", "Line {i} repeats work."],
+    jump=["Line {i} jumps to {t}, which does not follow; the next step is {d}.", "I cannot get {t} from the question. First comes {d}.", "In line {i} too much is done at once, and wrongly: start with {d}.", "The jump in line {i} is wrong. One step at a time: {d}."],
     unreadable=["Line {i} makes no sense: {t}.", "I cannot follow line {i}. It should be {d}.", "Line {i} is no valid step; {d} would be."],
     answer=["The steps are fine but the boxed {a} is not their result {b}.", "The last value is {b}, yet {a} was boxed.", "The chain gives {b}; the box says {a}."],
     no_answer=["No answer is boxed.", "The chain stops without an answer.", "It never states a final answer."],
@@ -385,9 +400,6 @@ def critique_text(
     return " ".join(out + [say("good" if right else "bad" if c.answer else "none")])
 
 # %% ../nbs/00_pocket.ipynb #9589fc01
-def _chain_lines(rollout: str) -> list[str]: # the lines `check_chain` counts
-    return [t.strip() for t in re.sub(r"</?think>|\\boxed\{.*", "\n", rollout).splitlines() if t.strip()]
-
 def teach(
     question: str, # a pocket question
     rollout: str, # one chain of the student
@@ -397,12 +409,12 @@ def teach(
     if not rollout.strip(): raise ValueError(f"empty rollout for {question[:60]!r}: there is nothing to critique; drop the row")
     p, c = read_question(question), check_chain(question, rollout); trace = steps(p)
     rng = random.Random(stable_seed("teach", seed, question, rollout))
-    return dict(critique=critique_text(c, _chain_lines(rollout), rng), reasoning=lines(trace), answer=str(answer_of(p, trace)), error=c.error)
+    return dict(critique=critique_text(c, chain_lines(rollout), rng), reasoning=written(p, trace), answer=str(answer_of(p, trace)), error=c.error)
 
 # %% ../nbs/00_pocket.ipynb #82580753
 P_HASTY = (.05, .25, .40, .58, .66, .75) # share of hasty chains by register
 P_WRONG = .08 # share of wrong-rule chains
-LAYOUTS = dict(solve=.55, critique=.16, comment=.07, retry=.07, check=.06, sums=.09) # share of rows
+LAYOUTS = dict(solve=.54, critique=.14, comment=.06, retry=.06, check=.06, sums=.14) # share of rows
 
 def _base_problem(rng) -> tuple[Problem, int]:
     family = rng.choices(list(_DRAW), (.46, .2, .18, .16))[0]
@@ -412,13 +424,13 @@ def _base_problem(rng) -> tuple[Problem, int]:
 def _solve(p: Problem, register: int, rng) -> str: # a solution as this register writes it
     u = rng.random()
     trace = hasty(p, rng) if u < P_HASTY[register] else wrong_rule(p, rng) if u < P_HASTY[register] + P_WRONG else steps(p)
-    return solution_text(lines(trace), str(answer_of(p, trace)))
+    return solution_text(written(p, trace), str(answer_of(p, trace)))
 
 def _attempt(p: Problem, register: int, rng) -> str: # a student's attempt: half of them with an error
     if rng.random() < .4: return _solve(p, register, rng)
     kind = rng.choice((slip, slip, slip, miscopy, wrong_rule, hasty)); trace = kind(p, rng)
     if kind is hasty: trace = trace[:-1] + [(trace[-1][0], _nudge(trace[-1][1], rng))]
-    return solution_text(lines(trace), str(answer_of(p, trace) if kind is not hasty else trace[-1][1]))
+    return solution_text(written(p, trace), str(answer_of(p, trace) if kind is not hasty else trace[-1][1]))
 
 # %% ../nbs/00_pocket.ipynb #11839808
 def _row_critique(p, r, rng):
@@ -501,7 +513,11 @@ def encode_turns(
 @dataclass(frozen=True)
 class BaseConfig:
     "Everything that decides the base."
-    n_rows: int = 150_000 # corpus rows, each seen once (about 103 tokens each)
+    n_rows: int = 100_000 # corpus rows, each seen once
+    batch_size: int = 8 # rows a step: small batches learn more per token here
+    lr: float = 1.5e-3 # peak learning rate; cosine to zero
+    warmup_steps: int = 300 # steps
+    save_steps: int = 1000 # a resumable checkpoint every so many steps
     seed: int = 0 # of the corpus, the initial weights and the order
     vocab_size: int = 512 # tokens
     hidden_size: int = 192 # width
@@ -509,13 +525,12 @@ class BaseConfig:
     n_layers: int = 4 # blocks
     n_heads: int = 6 # attention heads
     n_kv_heads: int = 3 # key/value heads
-    batch_size: int = 32 # rows a step
-    lr: float = 2e-3 # peak learning rate
-    warmup_steps: int = 200 # steps
-    save_steps: int = 250 # a resumable checkpoint every so many steps
-    n_threads: int = 1 # torch threads; one or two
+    n_threads: int = 2 # torch threads
 
-def make_model(cfg: BaseConfig, tok): # a Qwen2ForCausalLM with random weights
+def make_model(
+    cfg: BaseConfig, # sizes and seed
+    tok, # the pocket tokenizer
+): # a Qwen2ForCausalLM with random weights
     "The architecture of DeepSeek-R1-Distill-Qwen-1.5B, a thousandth of its size."
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -525,14 +540,7 @@ def make_model(cfg: BaseConfig, tok): # a Qwen2ForCausalLM with random weights
         num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads, max_position_embeddings=1024, tie_word_embeddings=True,
         bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
 
-# %% ../nbs/00_pocket.ipynb #53826c94
-def _training_arguments(cfg: BaseConfig, folder: Path):
-    from transformers import TrainingArguments
-    return TrainingArguments(
-        str(folder), per_device_train_batch_size=cfg.batch_size, num_train_epochs=1, learning_rate=cfg.lr, lr_scheduler_type="cosine",
-        warmup_steps=cfg.warmup_steps, weight_decay=0.05, adam_beta2=0.98, max_grad_norm=1.0, train_sampling_strategy="group_by_length", seed=cfg.seed,
-        logging_steps=50, save_steps=cfg.save_steps, save_total_limit=2, report_to=[], use_cpu=True, disable_tqdm=not sys.stderr.isatty(), dataloader_num_workers=0)
-
+# %% ../nbs/00_pocket.ipynb #97e89865
 def pad_right(
     rows: list[dict], # input_ids and labels
     pad: int = 0, # id of the padding token
@@ -542,6 +550,18 @@ def pad_right(
     from torch.nn.utils.rnn import pad_sequence
     column = lambda name, fill: pad_sequence([torch.tensor(r[name]) for r in rows], batch_first=True, padding_value=fill)
     return dict(input_ids=column("input_ids", pad), labels=column("labels", -100))
+
+# %% ../nbs/00_pocket.ipynb #9812be9f
+def base_arguments(
+    cfg: BaseConfig, # what to train
+    folder: Path, # for checkpoints
+): # transformers.TrainingArguments
+    "The Trainer's settings."
+    from transformers import TrainingArguments
+    return TrainingArguments(
+        str(folder), per_device_train_batch_size=cfg.batch_size, num_train_epochs=1, learning_rate=cfg.lr, lr_scheduler_type="cosine",
+        warmup_steps=cfg.warmup_steps, weight_decay=0.05, adam_beta2=0.98, max_grad_norm=1.0, train_sampling_strategy="group_by_length", seed=cfg.seed,
+        logging_steps=50, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=[], use_cpu=True, disable_tqdm=not sys.stderr.isatty())
 
 def train_base(
     out_dir: str|Path = "runs/base", # run folder; checkpoints go to its `steps/`
@@ -556,13 +576,14 @@ def train_base(
     torch.set_num_threads(cfg.n_threads)
     tok = make_tokenizer(cfg.seed, vocab_size=cfg.vocab_size)
     rows = [encode_turns(tok, corpus_row(cfg.seed, i)["turns"]) for i in progress(range(cfg.n_rows), "corpus")]
-    model = make_model(cfg, tok)
-    trainer = Trainer(model, _training_arguments(cfg, run.folder/"steps"), train_dataset=Dataset.from_list(rows), data_collator=pad_right)
-    trainer.train(resume_from_checkpoint=any((run.folder/"steps").glob("checkpoint-*")) or None)
+    model = make_model(cfg, tok); steps = run.folder/"steps"
+    trainer = Trainer(model, base_arguments(cfg, steps), train_dataset=Dataset.from_list(rows), data_collator=pad_right)
+    trainer.train(resume_from_checkpoint=any(steps.glob("checkpoint-*")) or None)
     model.save_pretrained(run.folder); tok.save_pretrained(run.folder)
-    write_rows(run.folder/"train_log.jsonl", [r for r in trainer.state.log_history if "loss" in r])
-    run.finish(n_rows=cfg.n_rows, n_tokens=sum(r["length"] for r in rows), n_parameters=model.num_parameters(), loss=trainer.state.log_history[-2]["loss"])
-    shutil.rmtree(run.folder/"steps")
+    log = [r for r in trainer.state.log_history if "loss" in r]
+    write_rows(run.folder/"train_log.jsonl", log)
+    run.finish(n_rows=cfg.n_rows, n_tokens=sum(r["length"] for r in rows), n_parameters=model.num_parameters(), loss=log[-1]["loss"])
+    shutil.rmtree(steps)
     return run.folder
 
 # %% ../nbs/00_pocket.ipynb #7fc81ae4
@@ -602,7 +623,7 @@ def dev_scores(
     model_dir: str|Path, # a checkpoint
     n: int = 250, # problems per dev set
     max_new_tokens: int = 160, # limit per response
-) -> list[dict]: # set, register (0..5), careful (True = one step a line), right (True/False) per problem
+) -> list[dict]: # set, register (0..5), careful (one operation a line), right (True/False) per problem
     "Answers of a checkpoint on the dev sets, one row per problem."
     from mcft.generate import Sampling, chat_prompt, generate, load
     from mcft.grading import extract_boxed
@@ -613,7 +634,7 @@ def dev_scores(
             texts |= {r["index"]: r["text"] for r in batch}
         for i, p in enumerate(ps):
             problem = read_question(p["question"]); register = next(r for r in range(N_REGISTERS) if word(problem, r) == p["question"])
-            out.append(dict(set=name, register=register, careful=check_chain(p["question"], texts[i]).n_merged == 0, right=extract_boxed(texts[i]) == p["answer"]))
+            out.append(dict(set=name, register=register, careful=not any(len(_OPS.findall(e)) + e.count("gcd") > 1 for e in chain_lines(texts[i])), right=extract_boxed(texts[i]) == p["answer"]))
     return out
 
 # %% ../nbs/00_pocket.ipynb #f46172fa
@@ -642,7 +663,7 @@ Greedy accuracy on the dev sets, question only, {len(scores)//len(sets)} problem
 |---|---|
 {table}
 
-Rebuild it with `make base`. Seed, versions and commit are in `run.json`. Training took {info['seconds']/60:.0f} minutes on {info['params']['n_threads']} thread.
+Rebuild it with `make base`. Seed, versions and commit are in `run.json`. Training took {info['seconds']/60:.0f} minutes on {info['params']['n_threads']} threads.
 """
 
 def publish_base(

@@ -33,7 +33,7 @@ SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 @dataclass(frozen=True)
 class TrainConfig:
     "One training run."
-    model: str # folder of the base checkpoint
+    model_dir: str # folder of the base checkpoint
     encoded: str # rows of encoded, from stage 03
     out_dir: str # checkpoint folder, made if absent
     method: str = "mcft" # sft, cft or mcft
@@ -369,14 +369,14 @@ def load_model(
     rows: list[dict], # encoded rows: every id must be in the vocabulary
 ): # causal language model in float32
     "The base checkpoint, checked against the encoded rows."
-    folder = resolve(cfg.model)
-    model = AutoModelForCausalLM.from_pretrained(str(folder) if folder.exists() else cfg.model, dtype=torch.float32)
+    folder = resolve(cfg.model_dir)
+    model = AutoModelForCausalLM.from_pretrained(str(folder) if folder.exists() else cfg.model_dir, dtype=torch.float32)
     size, top = model.config.vocab_size, max(max(r["input_ids"]) for r in rows)
     if top >= size:
-        raise ValueError(f"{cfg.encoded} holds token id {top}, but {cfg.model} has a vocabulary of {size}: it was encoded with another model's "
-                         f"tokenizer; run stage 03 with model={cfg.model!r}")
+        raise ValueError(f"{cfg.encoded} holds token id {top}, but {cfg.model_dir} has a vocabulary of {size}: it was encoded with another model's "
+                         f"tokenizer; run stage 03 with model_dir={cfg.model_dir!r}")
     if (room := getattr(model.config, "max_position_embeddings", cfg.max_length)) < cfg.max_length:
-        raise ValueError(f"max_length={cfg.max_length}, but {cfg.model} has {room} positions: lower max_length")
+        raise ValueError(f"max_length={cfg.max_length}, but {cfg.model_dir} has {room} positions: lower max_length")
     return model
 
 @contextmanager
@@ -450,12 +450,12 @@ def train(
 ) -> dict: # contents of run.json
     "Train, or say what a complete run of the same key says."
     cpu = check_platform(cfg)
-    files = [f for f in (resolve(cfg.model)/n for n in ("config.json", "tokenizer.json")) if f.exists()]
-    run = start_run(cfg.out_dir, "04_train", run_params(cfg), [cfg.model, *files, cfg.encoded], cfg.resume)
+    files = [f for f in (resolve(cfg.model_dir)/n for n in ("config.json", "tokenizer.json")) if f.exists()]
+    run = start_run(cfg.out_dir, "04_train", run_params(cfg), [cfg.model_dir, *files, cfg.encoded], cfg.resume)
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):
         rows = training_rows(read_rows(cfg.encoded, "encoded"), cfg)
-        model, tok = load_model(cfg, rows), load_tokenizer(cfg.model)
+        model, tok = load_model(cfg, rows), load_tokenizer(cfg.model_dir)
         trainer = make_trainer(cfg, rows, model, tok, run.folder, callbacks=callbacks)
         t0 = time.perf_counter(); state = last_state(run.folder, run.key)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
