@@ -17,19 +17,21 @@ from .core import arm_name, check_params, read_rows, repo_root, resolve, run_inf
 
 # %% ../nbs/06_ablation.ipynb #e36e51db
 SECTIONS = dict(data="01_data", critique="02_critique", masking="03_masking", train="04_train", eval="05_eval", eval_dev="05_eval") # section -> notebook
-KEYS = ("run_dir", *SECTIONS, "arms", "seeds", "lr", "lr_grid", "lr_rows") # everything a config may hold
+KEYS = ("run_dir", *SECTIONS, "arms", "seeds", "lr", "lr_grid", "lr_rows", "lr_from") # everything a config may hold
 
 def check_config(
     cfg: dict, # as read from YAML
-) -> dict: # the same, with defaults for `lr_grid` and `lr_rows`
+) -> dict: # the same, with defaults for what is left out
     "Refuse unknown names before anything runs."
     for k in cfg:
         if k not in KEYS: raise ValueError(f"unknown key {k!r} in the config: one of {', '.join(KEYS)}")
     if missing := [k for k in ("run_dir", *SECTIONS, "arms", "seeds") if k not in cfg]: raise ValueError(f"the config lacks {', '.join(missing)}")
     for section, nb in SECTIONS.items(): check_params(f"nbs/{nb}.ipynb", cfg[section] or {})
     for arm in cfg["arms"].values(): check_params("nbs/04_train.ipynb", arm)
+    for arm, twin in (cfg.get("lr_from") or {}).items():
+        if not {arm, twin} <= cfg["arms"].keys(): raise ValueError(f"lr_from: {arm}: {twin} names an arm that is not there: one of {', '.join(cfg['arms'])}")
     if not cfg.get("lr") and not cfg.get("lr_rows"): raise ValueError("the config has neither `lr` (one learning rate for all arms) nor `lr_rows` (a file of dev scores to choose from)")
-    return {**dict(lr=None, lr_rows=[], lr_grid=[]), **{k: v or {} if k in SECTIONS else v for k, v in cfg.items()}}
+    return {**dict(lr=None, lr_rows=[], lr_grid=[], lr_from={}), **{k: v or {} if k in SECTIONS else v for k, v in cfg.items()}}
 
 def read_config(
     path: str|Path, # e.g. configs/pocket.yaml
@@ -54,9 +56,9 @@ def runs_of(
 def lr_runs(
     cfg: dict, # checked config
 ) -> list[dict]: # run, arm, seed, lr, params
-    "The search: every arm with every learning rate of the grid, one seed that no reported run has."
+    "The search: every arm that has no twin to take its rate from, with every rate of the grid; a seed that no reported run has."
     s = max(cfg["seeds"]) + 1000
-    return [dict(run=f"{slug(arm)}-lr{lr:g}", arm=arm, seed=s, lr=lr, params=p) for arm, p in cfg["arms"].items() for lr in cfg["lr_grid"]]
+    return [dict(run=f"{slug(arm)}-lr{lr:g}", arm=arm, seed=s, lr=lr, params=p) for arm, p in cfg["arms"].items() if arm not in cfg["lr_from"] for lr in cfg["lr_grid"]]
 
 # %% ../nbs/06_ablation.ipynb #f6189c12
 def lr_scores(
@@ -82,9 +84,9 @@ def lr_of(
     cfg: dict, # checked config
     arm: str, # a key of its `arms`
 ) -> float: # learning rate
-    "The config's own `lr`, else the best of `lr_rows` for the arm."
+    "The config's own `lr`, else the best of `lr_rows` for the arm or its twin."
     if cfg["lr"]: return cfg["lr"]
-    p = cfg["arms"][arm]; name = arm_name(p["method"], p.get("mask_rate", 0.0), p.get("mix_question_only", 0.0))
+    p = cfg["arms"][cfg["lr_from"].get(arm, arm)]; name = arm_name(p["method"], p.get("mask_rate", 0.0), p.get("mix_question_only", 0.0))
     best = best_lr(pd.read_csv(resolve(cfg["lr_rows"])))
     if name not in best: raise ValueError(f"no dev scores for arm {name!r} in {cfg['lr_rows']}, which has {', '.join(best)}: run `make lr`, or set `lr` in the config")
     return best[name]

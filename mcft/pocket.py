@@ -634,7 +634,7 @@ def dev_scores(
             texts |= {r["index"]: r["text"] for r in batch}
         for i, p in enumerate(ps):
             problem = read_question(p["question"]); register = next(r for r in range(N_REGISTERS) if word(problem, r) == p["question"])
-            out.append(dict(set=name, register=register, careful=not any(len(_OPS.findall(e)) + e.count("gcd") > 1 for e in chain_lines(texts[i])), right=extract_boxed(texts[i]) == p["answer"]))
+            out.append(dict(set=name, register=register, careful=not any(len(_OPS.findall(e)) > 1 or "gcd" in e for e in chain_lines(texts[i])), right=extract_boxed(texts[i]) == p["answer"]))
     return out
 
 # %% ../nbs/00_pocket.ipynb #f46172fa
