@@ -570,14 +570,16 @@ def train_base(
     "Train the base from nothing; killed, it goes on from its last checkpoint."
     import torch
     from datasets import Dataset
-    from transformers import Trainer
+    from transformers import PrinterCallback, Trainer
+    from transformers.utils import logging
     run = start_run(out_dir, "00_pocket", asdict(cfg))
     if run.done: return run.folder
-    torch.set_num_threads(cfg.n_threads)
+    torch.set_num_threads(cfg.n_threads); logging.set_verbosity_error(); logging.disable_progress_bar()
     tok = make_tokenizer(cfg.seed, vocab_size=cfg.vocab_size)
     rows = [encode_turns(tok, corpus_row(cfg.seed, i)["turns"]) for i in progress(range(cfg.n_rows), "corpus")]
     model = make_model(cfg, tok); steps = run.folder/"steps"
     trainer = Trainer(model, base_arguments(cfg, steps), train_dataset=Dataset.from_list(rows), data_collator=pad_right)
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=any(steps.glob("checkpoint-*")) or None)
     model.save_pretrained(run.folder); tok.save_pretrained(run.folder)
     log = [r for r in trainer.state.log_history if "loss" in r]
