@@ -55,6 +55,7 @@ lr: venv ## choose each arm's learning rate on the dev split
 
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
 	@test -f runs/$(PROFILE)/06_ablation/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make reproduce PROFILE=$(PROFILE) first" >&2; exit 1; }
+	@mkdir -p data/results figures
 	@cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/
 	@cp runs/$(PROFILE)/figures/* figures/
 	@cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/
