@@ -236,7 +236,7 @@ def plot_loss(
     fig, ax = plt.subplots(figsize=(8, 4.5))
     for i, a in enumerate(x for x in ORDER if x in set(s.arm)):
         g = s[s.arm == a]; ax.plot(g.step, g["mean"], ls=("-", "--", ":", "-.")[i % 4], lw=1.8, label=a); ax.fill_between(g.step, g["min"], g["max"], alpha=.15)
-    ax.set_xlabel("update"); ax.set_ylabel("training loss (nats per labelled token)"); ax.legend(frameon=True, fontsize=9)
+    ax.set_xlabel("update"); ax.set_ylabel("training loss (nats per labelled token)"); ax.legend(frameon=True, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     end = s.sort_values("step").groupby("arm")["mean"].last()
     ax.set_title(f"Training loss ends between {end.min():.2f} and {end.max():.2f}; band: lowest to highest seed")
     return fig, s
@@ -263,7 +263,8 @@ def plot_lr(
     for i, a in enumerate(x for x in ORDER if x in set(s.arm)):
         g = s[s.arm == a]; ax.plot(g.lr, 100*g.accuracy, marker="osD^vP*"[i % 7], ls=("-", "--", ":", "-.")[i % 4], label=f"{a} (best {best[a]:g})")
     ax.set_xscale("log"); ax.set_xlabel("peak learning rate"); ax.set_ylabel("dev accuracy, mean of four sets (%)"); ax.legend(frameon=True, fontsize=9)
-    ax.set_title(f"Learning rate chosen for each arm on the dev split: {min(best.values()):g} to {max(best.values()):g}")
+    rates = sorted(set(best.values()))
+    ax.set_title("Best learning rate on the dev split: " + (f"{rates[0]:g} for every arm" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"))
     return fig, s
 
 # %% ../nbs/06_ablation.ipynb #921d9ff4
@@ -280,7 +281,7 @@ def findings(
     n_crit, boxed = s[s.benchmark != "mean"].critiques.sum(), s[(s.benchmark != "mean") & (s.arm != "base")].boxed.min()
     out += ["", f"Asked the bare question, the fine-tuned models wrote {int(n_crit)} critiques in all; the share of responses with a boxed answer is at least {100*boxed:.1f}% in every arm on every benchmark."]
     out += ["", "The intervals are over seeds alone: they say how much another seed could move a difference on these very problems, not what other problems would give."]
-    if scores is not None: out += ["", "Learning rates, chosen on the dev split: " + ", ".join(f"{a} {lr:g}" for a, lr in best_lr(scores).items()) + "."]
+    if scores is not None: out += ["", "Learning rates, chosen on the dev split: " + ", ".join(f"{a} {lr:g}" + (" (the smallest tried)" if lr == scores.lr.min() else "") for a, lr in best_lr(scores).items()) + "."]
     return "\n".join(out + ["", "A model of 1.7 million parameters on arithmetic says nothing about a 1.5B model on competition mathematics; it shows what the objective does where every part can be seen.", ""])
 
 # %% ../nbs/06_ablation.ipynb #a20a27d5
