@@ -37,6 +37,7 @@ def test_links_between_notebooks_and_out_of_nbs():
     fix = lambda s: convert.fix_links(s, pages)
     assert fix('[a](00_core.ipynb#rows) [b](other.ipynb)') == '[a](core.ipynb#rows) [b](other.ipynb)'
     assert fix('![f](../figures/f.png) <img src="../figures/g.png">') == '![f](figures/f.png) <img src="figures/g.png">'
+    assert fix('[r](../docs/results.md)') == '[r](results.md)' and not convert.local_links('[r](results.md)')
     assert fix('[s](https://a.b/c){target="_blank" style="x"}') == '[s](https://a.b/c)'
 
 
