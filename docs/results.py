@@ -9,8 +9,8 @@ from pathlib import Path
 
 HEAD = """# Results
 
-Everything on this page is read from the rows in `data/results/` and the figures drawn from them: `make reproduce` writes
-those, `make docs` renders this. Intervals are 95% intervals (Wilson) unless a table says otherwise. `paper` is the printed
+Everything on this page is read from rows and the figures drawn from them: `make reproduce` writes them to `runs/`,
+`make publish` puts them into `data/results/` and `figures/`, `make docs` renders this. Intervals are 95% intervals (Wilson) unless a table says otherwise. `paper` is the printed
 number, `released` is rebuilt from the outputs in the paper's release, `pocket` is our own small world on a CPU: it shows
 what the method does there, and says nothing about 1.5B models.
 """
