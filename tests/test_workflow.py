@@ -37,10 +37,10 @@ def kill_after(path: Path, config, run_dir):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    "A run that was killed when its first stage was complete, and then resumed."
+    "A run that was killed when its first stage was complete and its second had begun, and then resumed."
     folder = tmp_path_factory.mktemp('run')/'smoke'
     first = folder/'01_data'/'run.json'
-    kill_after(first, SMOKE, folder)
+    kill_after(folder/'02_critique', SMOKE, folder)
     before = first.stat().st_mtime_ns
     done = snakemake(SMOKE, folder)
     assert done.returncode == 0, done.stderr[-5000:]
