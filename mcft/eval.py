@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['ARM', 'RUN_FIELDS', 'TITLES', 'ABSENT', 'TABLE_FIELDS', 'EvalConfig', 'pick_problems', 'model_responder',
            'response_row', 'respond_all', 'verdict_rows', 'measure', 'read_arm', 'evaluate', 'collect', 'wilson',
-           'cell', 'count_of', 'paper_cells', 'released_cells', 'arm_name', 'pool_seeds', 'layout', 'table_cells',
-           'build_tables']
+           'cell', 'count_of', 'paper_cells', 'released_cells', 'pool_seeds', 'layout', 'table_cells', 'build_tables']
 
 # %% ../nbs/05_eval.ipynb #b1b4970b
 from dataclasses import dataclass
 from pathlib import Path
-from .core import append_rows, read_rows, resolve, run_info, start_run, write_rows
+from .core import append_rows, arm_name, read_rows, resolve, run_info, start_run, write_rows
 from .grading import extract_boxed, grade
 from .released import MODELS, RUNS, paper_rows
 
@@ -210,22 +209,13 @@ def released_cells(
     return out
 
 # %% ../nbs/05_eval.ipynb #772ded59
-def arm_name(
-    r, # row with method, mask_rate, mix_question_only
-) -> str: # e.g. "mcft 0.20 + 30% questions"
-    "A short name for an arm."
-    known = lambda x: x is not None and x == x
-    rate = f" {r.mask_rate:.2f}" if r.method == "mcft" and known(r.mask_rate) else ""
-    mix = f" + {100*r.mix_question_only:.0f}% questions" if known(r.mix_question_only) and r.mix_question_only else ""
-    return r.method + rate + mix
-
 def pool_seeds(
     runs, # DataFrame with `RUN_FIELDS`
 ): # DataFrame: model, benchmark, source, seeds, n, correct, accuracy, low, high, sd
     "One row per arm and benchmark, seeds pooled, with the spread over seeds."
     import pandas as pd
     order = dict(base=0, sft=1, cft=2, mcft=3)
-    df = runs.assign(model=[arm_name(r) for r in runs.itertuples()], rank=runs.method.map(order).fillna(9))
+    df = runs.assign(model=[arm_name(r.method, r.mask_rate, r.mix_question_only) for r in runs.itertuples()], rank=runs.method.map(order).fillna(9))
     several = df.groupby("model").lr.transform("nunique") > 1 # an arm trained at several rates: the rate joins its name
     df["model"] = df.model.where(~several, df.model + df.lr.map(" lr {:g}".format))
     twice = df[df.duplicated(["model", "seed", "benchmark"], keep=False)]

@@ -11,11 +11,10 @@ __all__ = ['SPLITS', 'N_REGISTERS', 'P_HASTY', 'P_WRONG', 'LAYOUTS', 'BOS', 'EOS
            'publish_base']
 
 # %% ../nbs/00_pocket.ipynb #feafb7a2
-import json, random, re, shutil, sys
+import random, re, shutil, sys
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from .core import progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import progress, resolve, run_info, stable_seed, start_run, write_rows
 from .format import TAGS, critique_prompt, solution_text, target_text
 
 # %% ../nbs/00_pocket.ipynb #5335f76d
@@ -514,7 +513,7 @@ def encode_turns(
 class BaseConfig:
     "Everything that decides the base."
     n_rows: int = 100_000 # corpus rows, each seen once
-    batch_size: int = 8 # rows a step: small batches learn more per token here
+    batch_size: int = 8 # rows a step
     lr: float = 1.5e-3 # peak learning rate; cosine to zero
     warmup_steps: int = 300 # steps
     save_steps: int = 1000 # a resumable checkpoint every so many steps
@@ -545,7 +544,7 @@ def pad_right(
     rows: list[dict], # input_ids and labels
     pad: int = 0, # id of the padding token
 ) -> dict: # input_ids and labels, (B, T) int64
-    "A batch; to the right of a causal model's text padding needs no attention mask, which saves a third of the time."
+    "A batch; to the right of a causal model's text padding needs no attention mask."
     import torch
     from torch.nn.utils.rnn import pad_sequence
     column = lambda name, fill: pad_sequence([torch.tensor(r[name]) for r in rows], batch_first=True, padding_value=fill)
