@@ -20,9 +20,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce lr base test docs: export HF_HUB_OFFLINE := 1
+reproduce lr base test docs bench faults: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce lr base test docs readme lab lock clean
+.PHONY: help venv publish reproduce lr base test docs bench faults readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,12 @@ test: venv ## the nbdev gates, the docs build, pytest
 
 docs: venv ## build the site into _docs/
 	@$(BIN)/python docs/build.py
+
+bench: venv ## speed and memory against named peers: data/results/benchmarks.csv (NAMES="grading generation" for some)
+	@$(BIN)/python -m measure bench $(NAMES)
+
+faults: venv ## fault and kill tests at full size: data/results/faults.csv (NAMES=eval for some)
+	@$(BIN)/python -m measure faults $(NAMES)
 
 readme: venv ## README.md from nbs/index.ipynb
 	@$(BIN)/python docs/readme.py

@@ -68,9 +68,10 @@ SCHEMAS = dict(
     critiques=dict(id=str, rollout_id=str, problem_id=str, question=str, rollout=str, critique=str, reasoning=str, answer=str,
                    answer_match=bool, teacher=str, prompt_hash=str, attempts=int, n_tok=(int, None), cost=_num, status=str, reason=str),
     encoded=dict(id=str, layout=str, problem_id=str, input_ids=list, spans=list),
-    responses=dict(id=str, benchmark=str, problem_id=str, sample=int, text=str, n_tok=int, finish_reason=str, prompt_hash=str, model=str),
+    responses=dict(id=str, benchmark=str, problem_id=str, sample=int, text=str, n_tok=int, n_prompt_tok=int, finish_reason=str, prompt_hash=str, model=str,
+                   backend=str, temperature=_num, top_p=_num, max_new_tokens=int, seed=int),
     verdicts=dict(id=str, response_id=str, benchmark=str, problem_id=str, sample=int, gold=str, extracted=(str, None), strict=str,
-                  symbolic=str, n_tok=int, finish_reason=str, has_critique=bool),
+                  symbolic=str, full_text=str, n_tok=int, finish_reason=str, has_critique=bool),
 )
 
 # %% ../nbs/00_core.ipynb #1756ee99
