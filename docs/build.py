@@ -43,10 +43,11 @@ def exported_ids(
 
 
 def contents(names: list) -> str:
-    "The hidden tables of contents that make the sidebar: foundations, stages, results."
-    parts = [('Foundations', [page_name(n) for n in names if n.startswith('00_')]),
-             ('Stages', [page_name(n) for n in names if n[:2].isdigit() and not n.startswith('00_')]),
-             ('Results', ['results'])]
+    "The hidden tables of contents that make the sidebar: foundations, stages, what stands around them, results and audit."
+    number = {n: n.split('_')[0] for n in names if n[:2].isdigit()}
+    pages = lambda *which: [page_name(n) for n, k in number.items() if k in which]
+    rest = [page_name(n) for n, k in number.items() if k > '06' and k != '10']
+    parts = [('Foundations', pages('00')), ('Stages', pages('01', '02', '03', '04', '05', '06')), ('Around the stages', rest), ('Results', ['results', *pages('10')])]
     return ''.join(TOC.format(caption=c, names='\n'.join(p)) for c, p in parts if p)
 
 

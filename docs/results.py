@@ -26,6 +26,12 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     contrasts=('The pocket world: differences', 'Shares, mean over benchmarks, paired by seed; 95% t intervals.'),
     funnel=('From questions to training examples', 'Rows left after each step of stage 02.'),
     lr_dev=('Learning rates', 'Scores on the dev split, from which each method got its learning rate.'),
+    benchmarks=('Speed and memory against named peers', '`make bench`: `ratio` is the median of `n` paired runs, `spread` their interquartile range; what the ratio is of, and in which direction, stands in the name. `bound` is what must hold; a row without a ratio was not measured on that device.'),
+    faults=('Faults and kills', '`make faults`: what was tried, and what was lost, duplicated or hung.'),
+    gpu=('On a GPU', 'The exact 1.5B architecture with random weights; a row says `missing` where no such device was at hand.'),
+    overlap=('Questions shared by training and benchmarks', 'n-gram overlap of the training questions with each benchmark.'),
+    measured_runs=('Measured training runs', 'What the cost formulas are held against.'),
+    audit=('Facts of the release', 'Each fact with its number, its evidence and what it does not prove; the audit page computes them.'),
     pocket_runs=('All pocket runs', 'One row per run and benchmark: what the tables and figures above are made from.'),
 )
 
@@ -115,7 +121,7 @@ def write_results(
     csvs = sorted((p for d in tables for p in d.glob('*.csv')), key=place)
     prose = sorted(p for d in tables for p in d.glob('*.md') if not p.with_suffix('.csv').exists())
     shown, longer = [p for p in csvs if is_shown(p)], [p for p in csvs if not is_shown(p)]
-    parts = [*map(prose_section, prose), *(table_section(p, base) for p in shown), *(figure_section(p, base) for p in sorted(figures.glob('*.png')))]
+    parts = [*map(prose_section, prose), *(table_section(p, base) for p in shown), *(figure_section(p, base) for p in sorted(figures.glob('*.png')) if not p.name.startswith('audit_'))]  # the audit page shows its own
     if longer: parts.append(rows_section(longer, base))
     if not parts: raise FileNotFoundError(f'no tables in {", ".join(map(str, tables))} and no figures in {figures}: run make reproduce first, or name other folders')
     out.write_text('\n'.join([HEAD, *parts]), encoding='utf-8')

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'docs'))
+sys.path[:0] = [str(ROOT/'docs'), str(ROOT)]
 # The tests of a notebook start kernels and processes: let all of them be polite, offline and quiet.
 os.environ |= dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1', MCFT_QUIET='1')
 

@@ -5,6 +5,7 @@ import pytest
 from conftest import ROOT
 from mcft.ablation import AblationConfig, run_ablation
 from mcft.core import read_rows
+from measure import rows as measured
 
 ROWS, FIGURES = ROOT/'data'/'results', ROOT/'figures'
 
@@ -19,7 +20,7 @@ def rebuilt(tmp_path_factory):
 
 
 def test_every_committed_figure_shows_its_rows(rebuilt):
-    made, kept = ({p.name for p in d.glob('*.csv')} for d in (rebuilt/'figures', FIGURES))
+    made, kept = ({p.name for p in d.glob('*.csv') if not p.name.startswith('audit_')} for d in (rebuilt/'figures', FIGURES))
     assert made == kept
     for name in made: assert (rebuilt/'figures'/name).read_text() == (FIGURES/name).read_text(), f'{name}: run 06_ablation on data/results and commit figures/'
     for name in made: assert (FIGURES/name).with_suffix('.png').exists() and (FIGURES/name).with_suffix('.svg').exists()
@@ -45,3 +46,27 @@ def test_funnel_counts_the_committed_critiques():
     funnel = pd.read_csv(ROWS/'funnel.csv').set_index('step')['rows']
     assert funnel['rollouts sampled'] == len(rows) == len(read_rows(ROOT/'data'/'pocket'/'rollouts.jsonl', 'rollouts'))
     assert funnel['kept'] == sum(r['status'] == 'kept' for r in rows)
+
+
+@pytest.mark.parametrize('table', ['benchmarks', 'faults'])
+def test_committed_measurements_keep_their_bounds(table):
+    rows = measured.read(table)
+    assert rows and list(rows[0]) == measured.FIELDS[table]
+    if table == 'faults': assert all(r['lost'] == r['duplicated'] == r['hung'] == '0' and int(r['tried']) > 0 for r in rows)
+    else: assert all(measured.holds(r) for r in rows if r['ratio'] != ''), [r for r in rows if r['ratio'] != '' and not measured.holds(r)]
+
+
+def test_a_measurement_replaces_its_row_and_no_other(tmp_path):
+    row = measured.bench_row('speed', 'peer', [2.0, 3.0, 4.0], '>= 3')
+    assert (row['ratio'], row['spread'], row['n']) == (3.0, 1.0, 3) and measured.holds(row)
+    measured.save('benchmarks', [row, measured.bench_row('other', 'peer', [1.0], '')], tmp_path)
+    worse = measured.bench_row('speed', 'peer', [2.0], '>= 3')
+    measured.save('benchmarks', [worse], tmp_path)
+    kept = {r['name']: r for r in measured.read('benchmarks', tmp_path)}
+    assert kept['speed']['ratio'] == '2.0' and kept['other']['ratio'] == '1.0' and not measured.holds(kept['speed'])
+
+
+def test_pairs_change_their_order():
+    calls = []
+    ratios = measured.paired(lambda: calls.append('a'), lambda: calls.append('b'), 2, cost=lambda f: f() or (1.0 if calls[-1] == 'a' else 2.0))
+    assert calls == ['a', 'b', 'b', 'a'] and ratios == [2.0, 2.0]
