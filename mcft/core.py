@@ -63,11 +63,14 @@ def sha256_file(
 _num = (int, float)
 SCHEMAS = dict(
     problems=dict(id=str, source=str, split=str, question=str, answer=str, family=str, level=int),
-    rollouts=dict(id=str, problem_id=str, sample=int, text=str, answer=(str, None), is_correct=bool, finish_reason=str, n_tok=int,
-                  temperature=_num, top_p=_num, seed=int, model=str, revision=str),
+    rollouts=dict(id=str, problem_id=str, sample=int, text=str, answer=(str, None), is_correct=bool, finish_reason=str, is_repetitive=bool, n_tok=int, n_prompt_tok=int,
+                  prompt_hash=str, round=int, temperature=_num, top_p=_num, max_new_tokens=int, seed=int, backend=str, model=str, revision=str),
     critiques=dict(id=str, rollout_id=str, problem_id=str, question=str, rollout=str, critique=str, reasoning=str, answer=str,
-                   answer_match=bool, teacher=str, prompt_hash=str, attempts=int, n_tok=(int, None), cost=_num, status=str, reason=str),
-    encoded=dict(id=str, layout=str, problem_id=str, input_ids=list, spans=list),
+                   answer_match=bool, teacher=str, prompt=str, prompt_hash=str, attempts=int, tries=int, faults=list, n_prompt_tok=(int, None), n_tok=(int, None),
+                   cost=_num, cost_unseen=_num, finish_reason=str, status=str, reason=str),
+    decisions=dict(row_id=str, row_hash=str, reviewer=str, time=str, decision=str, critique=(str, None), reasoning=(str, None), answer=(str, None), note=str),
+    encoded=dict(id=str, layout=str, problem_id=str, input_ids=list, spans=list, words=list),
+    scores=dict(id=str, score=str, target=str, values=list),
     responses=dict(id=str, benchmark=str, problem_id=str, sample=int, text=str, n_tok=int, n_prompt_tok=int, finish_reason=str, prompt_hash=str, model=str,
                    backend=str, temperature=_num, top_p=_num, max_new_tokens=int, seed=int),
     verdicts=dict(id=str, response_id=str, benchmark=str, problem_id=str, sample=int, gold=str, extracted=(str, None), strict=str,

@@ -1,10 +1,12 @@
-"""What the evaluation notebook cannot show: kill -9 in the middle of a real generation, and the committed tables."""
-import json, os, signal, subprocess, sys, time
+"""What the evaluation notebook cannot show: kill -9 in the middle of a real generation, a server that dies, prompts as the model sees them, and the committed tables."""
+import json, os, signal, subprocess, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from mcft.core import read_rows, repo_root, write_rows
-from mcft.eval import EvalConfig, build_tables, collect, evaluate
+from mcft.eval import EvalConfig, build_tables, collect, compare_runs, evaluate
+from measure.faults_eval import measure
 
 N, BATCH = 48, 4
 
@@ -47,11 +49,79 @@ def test_killed_evaluation_goes_on_and_ends_the_same(world):
         assert (out/name).read_bytes() == (world/"whole"/name).read_bytes()
 
 
+def test_kills_at_random_moments_lose_nothing_and_repeat_nothing():
+    [row] = measure(small=True)
+    assert row['name'] == 'evaluation, kill -9' and row['tried'] == 3
+    assert row['lost'] == row['duplicated'] == row['hung'] == 0
+
+
 def test_a_changed_setting_never_returns_old_scores(world):
     first = evaluate(config(world, "changed", max_new_tokens=4))
     second = evaluate(config(world, "changed", max_new_tokens=6))
     assert (first["scores"]["near"]["mean_tok"], second["scores"]["near"]["mean_tok"]) == (4.0, 6.0)
     assert list(collect([world/"changed"]).mask_rate) == [0.2, 0.2]
+
+
+def test_the_prompt_is_question_instruction_and_system_prompt_with_one_bos(world):
+    from mcft.generate import load, prompt_ids, text_hash
+    _, tok = load(world/"model")
+    kinds = dict(bare={}, asked=dict(instruction="Box it."), told=dict(instruction="Box it.", system_prompt="Solve user question"))
+    rows = {k: evaluate(config(world, f"prompt-{k}", n_problems=2, max_new_tokens=2, **kw)) and read_rows(world/f"prompt-{k}/responses.jsonl", "responses")[0] for k, kw in kinds.items()}
+    question = next(p for p in read_rows(world/"problems.jsonl") if p["id"] == rows["bare"]["problem_id"])["question"]
+    turns = dict(bare=[question], asked=[f"{question}\n\nBox it."], told=["Solve user question", f"{question}\n\nBox it."])
+    for k, r in rows.items():
+        roles = ["system", "user"][-len(turns[k]):]
+        prompt = tok.apply_chat_template([dict(role=a, content=b) for a, b in zip(roles, turns[k])], add_generation_prompt=True, tokenize=False)
+        ids = prompt_ids(tok, prompt)
+        assert (r["prompt_hash"], r["n_prompt_tok"]) == (text_hash(prompt), len(ids)) and ids.count(tok.bos_token_id) == 1
+        assert (r["backend"], r["temperature"], r["max_new_tokens"], r["seed"]) == ("transformers", 0.0, 2, 0)
+
+
+class Server:
+    "A chat server that answers 7, and breaks after so many answers."
+    def __init__(self, lives=10**9):
+        outer, self.answers = self, 0
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    alive = outer.answers < lives
+                    outer.answers += alive
+                text = r"\boxed{7}" if body["messages"][-1]["content"] else ""
+                answer = dict(id="1", object="chat.completion", created=0, model=body["model"], usage=dict(prompt_tokens=9, completion_tokens=5, total_tokens=14),
+                              choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text))])
+                data = json.dumps(answer if alive else dict(error=dict(message="out of order"))).encode()
+                self.send_response(200 if alive else 400)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *a): pass
+        self.lock, self.http = threading.Lock(), ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def __exit__(self, *exc):
+        self.http.shutdown(); self.http.server_close()
+
+
+def test_a_server_that_dies_is_replaced_by_one_at_another_address(world):
+    def served(url): return EvalConfig("org/some-model", str(world/"problems.jsonl"), str(world/"served"), backend="openai", n_samples=2, temperature=0.6,
+                                       backend_args=dict(base_url=url, concurrency=3, max_retries=0))
+    first, second = Server(lives=20), Server()
+    with first as url, pytest.raises(RuntimeError, match="out of order"): evaluate(served(url))
+    assert len(read_rows(world/"served/responses.jsonl", "responses")) == 20
+    with second as url: info = evaluate(served(url))
+    ids = [r["id"] for r in read_rows(world/"served/responses.jsonl", "responses")]
+    assert len(ids) == len(set(ids)) == 2*N and second.answers <= 2*N - 20 + 20//2
+    assert info["params"]["arm"]["method"] == "some-model" and info["model"]["backend"] == "openai"
+    assert all(s["maj_at_k"] == s["pass_at_k"] == s["accuracy"] for s in info["scores"].values())
+    evaluate(config(world, "local", max_new_tokens=4, temperature=1.0, n_samples=2))
+    paired = compare_runs(world/"local", world/"served")
+    assert list(paired.only_second) == [info["scores"][b]["correct"]//2 for b in paired.benchmark] and (paired.p_holm >= paired.p).all()
 
 
 def test_committed_tables_are_what_the_committed_rows_give(tmp_path):

@@ -1,0 +1,92 @@
+"""Grading speed: `symbolic` against `full_text` on the released responses, and what the pool of workers costs."""
+import json, os, random
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from math_verify import LatexExtractionConfig, parse, verify
+
+from mcft.grading import grade, verdict_facts
+from mcft.released import data_dir, paper_rows, read_manifest, read_verified
+from measure.rows import bench_row, paired
+
+KEYS = ['run', 'benchmark', 'settings', 'problem_id', 'sample']
+MATH_VERIFY = f'math-verify {version("math-verify")}'
+
+
+def _texts(entry: dict, data: bytes):
+    "(key, text) of every response of a file."
+    for i, r in enumerate(json.loads(line) for line in data.decode().splitlines() if line.strip()):
+        for s, text in enumerate(r['generated_responses']):
+            yield (Path(entry['path']).parent.name, entry['benchmark'], entry['settings'], str(r.get('id', i)), s), text
+
+
+@cache
+def released(
+    folder=None,  # with a MANIFEST.json; None = MCFT_DATA_DIR
+) -> list[dict]:  # the committed facts of the released responses, each with its text
+    "The released responses; their texts are not committed, so the folder must be there."
+    folder = data_dir(folder)
+    files = [f for f in read_manifest(folder)['files'] if f['kind'] == 'released_outputs']
+    text = dict(t for f in files for t in _texts(f, read_verified(folder, f)))
+    rows = paper_rows('responses').to_dict('records')
+    return [{**r, 'text': text[tuple(r[k] for k in KEYS)]} for r in rows]
+
+
+def verdict_rows(
+    folder=None,  # as in `released`
+) -> list[dict]:
+    "The rows of data/paper/verdicts.csv."
+    return verdict_facts(released(folder))
+
+
+def symbolic_against_full_text(n: int) -> dict:
+    "Seconds over all released responses; a warm pool, all cores, default time limit."
+    rows = released()
+    texts, golds = [r['text'] for r in rows], [r['gold'] for r in rows]
+    once = lambda grader: lambda: grade(texts, golds, grader)
+    grade([r'\boxed{1/%d}' % i for i in range(2, 100)], ['0.5']*98, 'symbolic')
+    ratios = paired(once('symbolic'), once('full_text'), n)
+    return bench_row('grading time, full_text over symbolic, 451 released responses', 'full_text of mcft', ratios, '>= 20')
+
+
+def benign(
+    n: int,  # answers
+    seed: int,  # another seed, other numbers: no cache helps
+) -> tuple[list, list]:  # answers and golds, none equal as strings
+    "Fractions against decimals, roots and polynomials in another form; every third is wrong."
+    rng, answers, golds = random.Random(seed), [], []
+    for i in range(n):
+        a, b, off = rng.randint(10, 99999), rng.choice([8, 16, 25, 40, 125]), int(i % 3 == 0)
+        forms = [(rf'\frac{{{a}}}{{{b}}}', f'{(a + off)/b}'), (rf'{a%97 + 2}\sqrt{{{b}}}', rf'\sqrt{{{(a%97 + 2)**2*b + off}}}'),
+                 (rf'(x+{a})(x-{b})', rf'x^2+{a - b + off}x-{a*b}'), (f'{a}.50', rf'\frac{{{2*a + 1 + off}}}{{2}}')]
+        answers.append(forms[i % 4][0])
+        golds.append(forms[i % 4][1])
+    return answers, golds
+
+
+def loop(answers: list, golds: list) -> list[str]:
+    "math-verify in this process, no time limits, the same settings as the workers."
+    latex, box = [LatexExtractionConfig()], lambda s: rf'\boxed{{{s}}}'
+    right = lambda a, g: verify(parse(box(g), latex, parsing_timeout=None), parse(box(a), latex, parsing_timeout=None), timeout_seconds=None)
+    return ['right' if right(a, g) else 'wrong' for a, g in zip(answers, golds)]
+
+
+def pool_against_loop(n: int, answers: int) -> dict:
+    "One worker, warm, against a loop in this process, warm: the same answers in both, new ones in each pair."
+    boxed = lambda texts: [rf'\boxed{{{t}}}' for t in texts]
+    a, g = benign(200, seed=-1)
+    if grade(boxed(a), g, 'symbolic', workers=1).symbolic.tolist() != loop(a, g): raise ValueError('the pool and the loop give other verdicts')
+    ratios = []
+    for i in range(n):
+        a, g = benign(answers, seed=i)
+        ours, peer = lambda: grade(boxed(a), g, 'symbolic', workers=1), lambda: loop(a, g)
+        ratios += paired(peer, ours, 1) if i % 2 == 0 else [1/r for r in paired(ours, peer, 1)]
+    return bench_row('grading time, pool of one worker over a loop', f'{MATH_VERIFY} in a loop', ratios, '<= 1.15')
+
+
+def measure(small: bool) -> list[dict]:
+    "The first row needs the released files: without MCFT_DATA_DIR it is an error at full size and left out when small."
+    rows = [pool_against_loop(2, 60) if small else pool_against_loop(11, 1200)]
+    if not small or os.environ.get('MCFT_DATA_DIR'): rows.append(symbolic_against_full_text(1 if small else 7))
+    return rows
