@@ -20,9 +20,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce lr base test docs bench faults: export HF_HUB_OFFLINE := 1
+reproduce lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce lr base test docs bench faults readme lab lock clean
+.PHONY: help venv publish reproduce lr base test docs bench faults audit readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,10 @@ bench: venv ## speed and memory against named peers: data/results/benchmarks.csv
 
 faults: venv ## fault and kill tests at full size: data/results/faults.csv (NAMES=eval for some)
 	@$(BIN)/python -m measure faults $(NAMES)
+
+audit: venv ## the facts of the paper's release, their table and figures (data/results/audit.csv, figures/audit_*)
+	@mkdir -p runs/audit
+	@$(BIN)/papermill nbs/10_audit.ipynb runs/audit/10_audit.ipynb -p figures figures -p results data/results --log-level WARNING
 
 readme: venv ## README.md from nbs/index.ipynb
 	@$(BIN)/python docs/readme.py

@@ -12,6 +12,11 @@ SEARCH = {r["run"]: r for r in lr_runs(CONFIG)}
 ALL = {**RUNS, **SEARCH}
 
 
+def local(*paths):
+    "Inputs that lie in this clone; the id of a model or data set on a hub, or the word `benchmarks`, is no file."
+    return [p for p in paths if p.startswith(("data/", "runs/", "/", "."))]
+
+
 def stage(nb, out, params):
     run_notebook(nb, out, params, examples=False)
 
@@ -23,12 +28,12 @@ wildcard_constraints:
 rule all:
     input:
         f"{RUN}/06_ablation/run.json",
+        f"{RUN}/results/measured_runs.csv",
 
 
 rule data:
     input:
-        CONFIG["data"]["problems"],
-        f"{CONFIG['data']['model_dir']}/model.safetensors",
+        local(CONFIG["data"]["problems"], f"{CONFIG['data']['model_dir']}/model.safetensors"),
     output:
         f"{RUN}/01_data/run.json",
     run:
@@ -75,8 +80,7 @@ def model_of(run):
 
 rule evaluate:
     input:
-        lambda wc: f"{model_of(wc.run)}/run.json",
-        CONFIG["data"]["problems"],
+        lambda wc: local(f"{model_of(wc.run)}/run.json", CONFIG["eval"].get("problems", CONFIG["data"]["problems"])),
     output:
         f"{RUN}/05_eval/{{run}}/run.json",
     run:
@@ -107,6 +111,16 @@ rule figures:
         stage("nbs/06_ablation.ipynb", f"{RUN}/06_ablation/06_ablation.ipynb", {
             "results": f"{RUN}/results", "runs": [f"{RUN}/04_train/{r}" for r in RUNS], "funnel_csv": f"{RUN}/02_critique/funnel.csv",
             "lr_rows": CONFIG["lr_rows"] or "", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/06_ablation"})
+
+
+rule costs:
+    input:
+        expand(f"{RUN}/04_train/{{run}}/run.json", run=RUNS),
+    output:
+        f"{RUN}/results/measured_runs.csv",
+    run:
+        stage("nbs/12_costs.ipynb", f"{RUN}/results/12_costs.ipynb", {
+            "runs": [f"{RUN}/04_train/{r}" for r in RUNS], "measured": f"{RUN}/results/measured_runs.csv"})
 
 
 rule lr:

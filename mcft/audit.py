@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MADE', 'FACT_FIELDS', 'FOUR', 'PROMPTS', 'KEYS', 'ARGUMENTS', 'PAIRS', 'LOOK', 'TITLES', 'MARKS', 'PERIOD', 'MAKERS',
-           'read_facts', 'label', 'fact', 'stated_rows', 'same_files', 'jobs', 'same_tokens', 'facts_outputs', 'greedy',
-           'accuracies', 'other_runs', 'card_gap', 'facts_accuracies', 'cut_off', 'endings', 'proxy_misses', 'loops',
-           'prompt_table', 'graded', 'facts_endings', 'facts_prompts', 'collated_labels', 'reward_gradients',
-           'split_rows', 'steps', 'warm_up', 'unknown_arguments', 'facts_training', 'grader_table', 'disputed',
+           'read_facts', 'run_label', 'fact', 'stated_rows', 'same_files', 'jobs', 'same_tokens', 'facts_outputs',
+           'greedy', 'accuracies', 'other_runs', 'card_gap', 'facts_accuracies', 'cut_off', 'endings', 'proxy_misses',
+           'loops', 'prompt_table', 'graded', 'facts_endings', 'facts_prompts', 'collated_labels', 'reward_gradients',
+           'split_rows', 'n_steps', 'warm_up', 'unknown_arguments', 'facts_training', 'grader_table', 'disputed',
            'facts_grading', 'paired_table', 'total_table', 'by_truncation', 'facts_differences', 'plot_endings',
            'outcomes', 'plot_outcomes', 'completion_rows', 'pickle_rows', 'period', 'tail_rows', 'overlap_rows',
            'gold_rows', 'build_facts', 'audit_rows']
@@ -24,7 +24,8 @@ from .stats import compare_counts, holm, mcnemar_p, paired_counts, paired_p_boun
 
 # %% ../nbs/10_audit.ipynb #016539fa
 MADE = dict( # rows made by `build_facts`: file -> columns
-    completions="run benchmark settings problem_id sample finish_reason n_prompt_tok leading_bos n_tok prompt completion system_prompt ends_with_think arrival".split(),
+    completions=("run benchmark settings problem_id sample finish_reason n_prompt_tok leading_bos n_tok prompt completion "
+                 "system_prompt ends_with_think arrival").split(),
     pickles="run benchmark settings git_blob status".split(),
     tails="run benchmark settings problem_id sample period".split(),
     overlaps="run other settings other_settings problem_id n_char other_n_char same_char".split(),
@@ -37,7 +38,7 @@ def read_facts(
     return SimpleNamespace(**{n: paper_rows(n, folder) for n in ("tables", "files", "responses", "verdicts", "stated", *MADE)})
 
 # %% ../nbs/10_audit.ipynb #85a3df04
-def label(
+def run_label(
     run: str, # name of a run, as in `data/paper`
 ) -> str: # base, R1, MCFT, or e.g. "all_15 04-19"
     "A short name for a run."
@@ -63,7 +64,8 @@ def stated_rows(
     stated: pd.DataFrame, # rows of data/paper/stated.csv
 ) -> list[dict]: # rows with `FACT_FIELDS`
     "Statements that are not recomputed, in the form of facts."
-    return [dict(key=f"{r.section}_{r.key}", section=r.section, fact=r.fact, number=r.number, evidence=f"stated ({r.source}); not recomputed here", recomputed="no", limits=r.limits)
+    return [dict(key=f"{r.section}_{r.key}", section=r.section, fact=r.fact, number=r.number, evidence=f"stated ({r.source}); not recomputed here",
+                 recomputed="no", limits=r.limits)
             for r in stated.itertuples()]
 
 # %% ../nbs/10_audit.ipynb #f3ff1b19
@@ -72,7 +74,7 @@ def same_files(
 ) -> pd.DataFrame: # benchmark, blob, held, n_runs, runs
     "Output files whose bytes stand under more than one run."
     rows = [dict(benchmark=f.benchmark, blob=f.git_blob[:12], held=f.status == "available", n_runs=1 + len(f.aliases.split()),
-                 runs=", ".join(map(label, [f.path.split("/")[1], *f.aliases.split()]))) for f in files.itertuples() if f.aliases]
+                 runs=", ".join(map(run_label, [f.path.split("/")[1], *f.aliases.split()]))) for f in files.itertuples() if f.aliases]
     return pd.DataFrame(rows).sort_values("benchmark", key=lambda b: b.map(list(BENCHMARKS).index), ignore_index=True)
 
 # %% ../nbs/10_audit.ipynb #dc2ce5d5
@@ -83,9 +85,9 @@ def jobs(
 ) -> pd.DataFrame: # one row per generation job
     "What the generation records say of each job."
     g = completions.groupby(["run", "benchmark", "settings"], sort=False)
-    out = g.agg(n=("n_tok", "size"), n_tok=("n_tok", "sum"), longest=("n_tok", "max"), cut_off=("finish_reason", lambda s: (s == "length").sum()), bos=("leading_bos", "max"),
-                ends_with_think=("ends_with_think", "max"), arrival=("arrival", "min"), arrivals=("arrival", "nunique")).reset_index()
-    return out.assign(run=out.run.map(label)).sort_values("arrival", ignore_index=True)
+    out = g.agg(n=("n_tok", "size"), n_tok=("n_tok", "sum"), longest=("n_tok", "max"), cut_off=("finish_reason", lambda s: (s == "length").sum()),
+                arrival=("arrival", "min"), arrivals=("arrival", "nunique")).reset_index()
+    return out.assign(run=out.run.map(run_label)).sort_values("arrival", ignore_index=True)
 
 def same_tokens(
     completions: pd.DataFrame, # rows `completions`
@@ -98,7 +100,8 @@ def same_tokens(
             ids = by[a].index.intersection(by[b].index)
             if a[1] != b[1] or not len(ids): continue
             same = {c: int((by[a].loc[ids, c] == by[b].loc[ids, c]).sum()) for c in ("prompt", "completion")}
-            out.append(dict(benchmark=a[1], first=label(a[0]), second=label(b[0]), first_settings=a[2], second_settings=b[2], n=len(ids), same_prompts=same["prompt"], same_completions=same["completion"]))
+            out.append(dict(benchmark=a[1], first=run_label(a[0]), second=run_label(b[0]), first_settings=a[2], second_settings=b[2], n=len(ids),
+                            same_prompts=same["prompt"], same_completions=same["completion"]))
     return pd.DataFrame(out)
 
 # %% ../nbs/10_audit.ipynb #48c3c700
@@ -112,16 +115,26 @@ def facts_outputs(
     pick = lambda a, b: p[(p["first"] == a) & (p.second == b) & (p.first_settings == p.second_settings)].iloc[0]
     a, b, c = pick("all 04-15", "all 04-16"), pick("base", "MCFT"), pick("MCFT", "all_updated 04-27")
     part = d.overlaps.set_index("other").same_char[RUNS["MCFT"]]
-    out = [fact(f"1_same_{r.benchmark}", f"Runs whose {r.benchmark} outputs are one and the same file: {r.runs}", r.n_runs, f"{tree}, blob {r.blob}", "That the weights were the same") for r in t.itertuples()]
+    out = [fact(f"1_same_{r.benchmark}", f"Runs whose {r.benchmark} outputs are one and the same file: {r.runs}", r.n_runs, f"{tree}, blob {r.blob}",
+                "That the weights were the same") for r in t.itertuples()]
     return out + [
-        fact("1_same_tokens", "AMC responses of the four runs that are equal token by token, in every pair of runs", f"{amc.same_completions.min()} of {amc.n.max()}", pickled, "That the weights were the same"),
-        fact("1_tokens", "Tokens in the AMC responses of each of the four runs", f"{mine.n_tok.max():,}" if mine.n_tok.nunique() == 1 else "differ", pickled, "That every token is the same (the row above does)"),
-        fact("1_jobs", "Different arrival times of the four AMC jobs: " + ", ".join(mine.arrival), mine.arrival.nunique(), pickled, "Which weights each job loaded"),
-        fact("1_pickles", "Different blob ids of the four AMC pickles, which hold times", d.pickles[d.pickles.run.map(label).isin(FOUR) & (d.pickles.benchmark == "amc23")].git_blob.nunique(), "the release's tree (pickles.csv)", "That the jobs differ in more than their times"),
-        fact("1_control_runs", "Control: greedy AIME runs of 04-15 and 04-16, same prompts; responses that are equal", f"{a.same_completions} of {a.same_prompts}", pickled, "That any two trainings differ this much"),
-        fact("1_control_base", "Control: base and MCFT on AMC, same prompts; responses that are equal", f"{b.same_completions} of {b.same_prompts}", pickled, "How far the weights are apart"),
-        fact("1_control_single", "Control: one-question AIME jobs of 04-19 and 04-27; responses that are equal", f"{c.same_completions} of {c.same_prompts}", pickled, "More than one question"),
-        fact("1_control_batch", "Control: characters after which the one-question job of 04-27 leaves row 0 of the thirty-question job", f"{part:,}", "output files (overlaps.csv)", "That batch size is the cause: the prompt of the larger job is not known")]
+        fact("1_same_tokens", "AMC responses of the four runs that are equal token by token, in every pair of runs",
+             f"{amc.same_completions.min()} of {amc.n.max()}", pickled, "That the weights were the same"),
+        fact("1_tokens", "Tokens in the AMC responses of each of the four runs", f"{mine.n_tok.max():,}" if mine.n_tok.nunique() == 1 else "differ", pickled,
+             "That the tokens are the same: the row before shows it"),
+        fact("1_jobs", "Different arrival times of the four AMC jobs: " + ", ".join(mine.arrival), mine.arrival.nunique(), pickled,
+             "Which weights each job loaded"),
+        fact("1_pickles", "Different blob ids of the four AMC pickles, which hold times",
+             d.pickles[d.pickles.run.map(run_label).isin(FOUR) & (d.pickles.benchmark == "amc23")].git_blob.nunique(), "the release's tree (pickles.csv)",
+             "That the jobs differ in more than their times"),
+        fact("1_control_runs", "Control: greedy AIME runs of 04-15 and 04-16, same prompts; responses that are equal",
+             f"{a.same_completions} of {a.same_prompts}", pickled, "That any two trainings differ this much"),
+        fact("1_control_base", "Control: base and MCFT on AMC, same prompts; responses that are equal", f"{b.same_completions} of {b.same_prompts}", pickled,
+             "How far the weights are apart"),
+        fact("1_control_single", "Control: one-question AIME jobs of 04-19 and 04-27; responses that are equal", f"{c.same_completions} of {c.same_prompts}",
+             pickled, "Anything about other questions"),
+        fact("1_control_batch", "Control: characters after which the one-question job of 04-27 leaves row 0 of the thirty-question job", f"{part:,}",
+             "output files (overlaps.csv)", "That batch size is the cause: the prompt of the larger job is not known")]
 
 # %% ../nbs/10_audit.ipynb #d25fa1e2
 def greedy(
@@ -141,7 +154,8 @@ def accuracies(
     for r in d.tables[d.tables.table == "1"].itertuples():
         k, found = round(r.accuracy*r.n/100), greedy(d.responses, r.model, r.benchmark)
         low, high = (round(100*x, 1) for x in wilson(k, r.n))
-        out.append(dict(model=r.model, benchmark=r.benchmark, n=r.n, printed=k, percent=r.accuracy, low=low, high=high, released=int(found.released.sum()) if len(found) else None))
+        out.append(dict(model=r.model, benchmark=r.benchmark, n=r.n, printed=k, percent=r.accuracy, low=low, high=high,
+                        released=int(found.released.sum()) if len(found) else None))
     return pd.DataFrame(out).astype({"released": "Int64"})
 
 # %% ../nbs/10_audit.ipynb #6be3f9cb
@@ -153,7 +167,7 @@ def other_runs(
     g = r.groupby(["run", "benchmark", "settings"], sort=False)
     out = g.agg(n=("released", "size"), right=("released", "sum"), problems=("problem_id", "nunique")).reset_index()
     out["any_right"] = [int(x.groupby("problem_id").released.max().sum()) for _, x in g]
-    return out.assign(run=out.run.map(label))
+    return out.assign(run=out.run.map(run_label))
 
 # %% ../nbs/10_audit.ipynb #03735c60
 def card_gap(
@@ -163,7 +177,8 @@ def card_gap(
     said = d.stated.set_index("key").number
     card = {(m, b): float(x) for m in ("base", "R1") for b, x in zip(BENCHMARKS, said[f"card_{m}"].split(" / "))}
     t = d.tables[(d.tables.table == "1") & d.tables.model.isin(("base", "R1"))]
-    return pd.DataFrame([dict(model=r.model, benchmark=r.benchmark, paper=r.accuracy, card=card[r.model, r.benchmark], difference=round(r.accuracy - card[r.model, r.benchmark], 1)) for r in t.itertuples()])
+    return pd.DataFrame([dict(model=r.model, benchmark=r.benchmark, paper=r.accuracy, card=card[r.model, r.benchmark],
+                              difference=round(r.accuracy - card[r.model, r.benchmark], 1)) for r in t.itertuples()])
 
 # %% ../nbs/10_audit.ipynb #48d381ef
 def facts_accuracies(
@@ -171,11 +186,19 @@ def facts_accuracies(
 ) -> list[dict]: # rows with `FACT_FIELDS`
     "Section 2."
     a, o, gap = accuracies(d), other_runs(d.responses), card_gap(d); have = a.dropna()
-    out = [fact(f"2_{r.model}_{r.benchmark}", f"{r.model} on {r.benchmark}: right, of {r.n}; percent; 95% Wilson interval", f"{r.printed}; {r.percent:.2f}; {r.low}-{r.high}",
-                "the paper's tables; released verdicts agree" if r.released is not pd.NA else "the paper's tables; outputs could not be had", "What another seed, prompt or limit would give") for r in a.itertuples()]
-    out += [fact(f"2_other_{i}", f"{r.run}, {r.benchmark}, {r.settings}: right; any sample right", f"{r.right} of {r.n}; {r.any_right} of {r.problems}", "released verdicts (responses.csv)", "Other limit and prompt than the tables") for i, r in enumerate(o.itertuples(), 1)]
-    return out + [fact("2_agree", "Printed AIME and AMC counts that the released verdicts give again", f"{(have.printed == have.released).sum()} of {len(have)}", "tables.csv, responses.csv", "That the verdicts are right (section 5)"),
-                  fact("2_card", "Printed accuracies of base and R1 that lie below the base model's card", f"{(gap.difference < 0).sum()} of {len(gap)}", "tables.csv; the card's numbers as stated", "Which setting makes the difference")]
+    out = [fact(f"2_{r.model}_{r.benchmark}", f"{r.model} on {r.benchmark}: right, of {r.n}; percent; 95% Wilson interval",
+                f"{r.printed}; {r.percent:.2f}; {r.low}-{r.high}",
+                "the paper's tables; released verdicts agree" if r.released is not pd.NA else "the paper's tables; outputs could not be had",
+                "What another seed, prompt or limit would give") for r in a.itertuples()]
+    out += [fact(f"2_other_{i}", f"{r.run}, {r.benchmark}, {r.settings}: right; any sample right", f"{r.right} of {r.n}; {r.any_right} of {r.problems}",
+                 "released verdicts (responses.csv)", "Anything about the printed numbers: limit and prompt differ") for i, r in enumerate(o.itertuples(), 1)]
+    fits = [[k for k in range(r.n + 1) if f"{100*k/r.n:.2f}" == f"{r.percent:.2f}"] for r in a.itertuples()]
+    return out + [fact("2_one_count", "Printed percentages that fit one count only", f"{sum(len(f) == 1 for f in fits)} of {len(fits)}", "tables.csv",
+                       "That the count was made of these problems"),
+                  fact("2_agree", "Printed AIME and AMC counts that the released verdicts give again",
+                       f"{(have.printed == have.released).sum()} of {len(have)}", "tables.csv, responses.csv", "That the verdicts are right (section 5)"),
+                  fact("2_card", "Printed accuracies of base and R1 that lie below the base model's card", f"{(gap.difference < 0).sum()} of {len(gap)}",
+                       "tables.csv; the card's numbers as stated", "Which setting makes the difference")]
 
 # %% ../nbs/10_audit.ipynb #3a93001a
 def cut_off(
@@ -193,7 +216,8 @@ def endings(
         for b in ("aime24", "amc23"):
             r = greedy(responses, m, b); cut, right = cut_off(r), r.released == 1
             count = lambda mask: int(mask.sum())
-            out.append(dict(model=m, benchmark=b, by="finish reason" if (r.finish_reason != "").all() else "</think>", n=len(r), stopped_right=count(~cut & right), stopped_wrong=count(~cut & ~right),
+            out.append(dict(model=m, benchmark=b, by="finish_reason" if (r.finish_reason != "").all() else "closed_think", n=len(r),
+                            stopped_right=count(~cut & right), stopped_wrong=count(~cut & ~right),
                             cut_right=count(cut & right), cut_wrong=count(cut & ~right), boxed=count(r.extracted != ""), longest=r.n_tok.max()))
     return pd.DataFrame(out)
 
@@ -204,7 +228,8 @@ def proxy_misses(
     "Responses for which a missing `</think>` and the finish reason disagree, in files of more than one problem."
     r = responses[responses.finish_reason != ""]
     r = r.assign(miss=(r.closed_think == 0) != (r.finish_reason == "length"))
-    return r.groupby(["run", "benchmark", "settings"], sort=False).agg(n=("miss", "size"), misses=("miss", "sum")).query("n > 1").reset_index().assign(run=lambda x: x.run.map(label))
+    out = r.groupby(["run", "benchmark", "settings"], sort=False).agg(n=("miss", "size"), misses=("miss", "sum")).query("n > 1").reset_index()
+    return out.assign(run=out.run.map(run_label))
 
 # %% ../nbs/10_audit.ipynb #b371bbcd
 def loops(
@@ -216,7 +241,8 @@ def loops(
     for m in MODELS:
         for b in ("aime24", "amc23"):
             r = greedy(both, m, b); cut, loop = cut_off(r), r.period > 0
-            out.append(dict(model=m, benchmark=b, cut=int(cut.sum()), cut_looping=int((cut & loop).sum()), stopped=int((~cut).sum()), stopped_looping=int((~cut & loop).sum()), looping_ids=" ".join(r.index[~cut & loop])))
+            out.append(dict(model=m, benchmark=b, cut=int(cut.sum()), cut_looping=int((cut & loop).sum()), stopped=int((~cut).sum()),
+                            stopped_looping=int((~cut & loop).sum()), looping_ids=" ".join(r.index[~cut & loop])))
     return pd.DataFrame(out)
 
 # %% ../nbs/10_audit.ipynb #c150e013
@@ -229,8 +255,9 @@ def prompt_table(
 ) -> pd.DataFrame: # run, benchmark, settings, n, system_prompt, asks_for_box, bos, ends_with_think
     "The prompts of each job; a system prompt without a name here asks for critique tags and a box."
     r = completions.assign(name=completions.system_prompt.map(_NAMES).fillna("tags"))
-    out = r.groupby(["run", "benchmark", "settings", "name"], sort=False).agg(n=("n_tok", "size"), bos=("leading_bos", "min"), ends_with_think=("ends_with_think", "min")).reset_index()
-    return out.assign(run=out.run.map(label), asks_for_box=out.name != "solve")
+    g = r.groupby(["run", "benchmark", "settings", "name"], sort=False)
+    out = g.agg(n=("n_tok", "size"), bos=("leading_bos", "min"), ends_with_think=("ends_with_think", "min")).reset_index()
+    return out.assign(run=out.run.map(run_label), asks_for_box=out.name != "solve")
 
 # %% ../nbs/10_audit.ipynb #1dcfdb27
 KEYS = ["run", "benchmark", "settings", "problem_id", "sample"] # what a response is known by
@@ -248,16 +275,23 @@ def facts_endings(
 ) -> list[dict]: # rows with `FACT_FIELDS`
     "Section 3, truncation."
     e, lo, px = endings(d.responses), loops(d), proxy_misses(d.responses)
-    out = [fact(f"3_ends_{r.model}_{r.benchmark}", f"{r.model} on {r.benchmark}: cut off, of all; right of those that stopped; right of those cut off (by {r.by})",
-                f"{r.cut_right + r.cut_wrong} of {r.n}; {r.stopped_right} of {r.stopped_right + r.stopped_wrong}; {r.cut_right}", "responses.csv", "What a longer limit would give") for r in e.itertuples()]
-    out += [fact(f"3_loop_{r.model}_{r.benchmark}", f"{r.model} on {r.benchmark}: responses that end in a loop, of those cut off; of those that stopped", f"{r.cut_looping} of {r.cut}; {r.stopped_looping} of {r.stopped}",
+    out = [fact(f"3_ends_{r.model}_{r.benchmark}",
+                f"{r.model} on {r.benchmark}: cut off, of all; right of those that stopped; right of those cut off (by {r.by})",
+                f"{r.cut_right + r.cut_wrong} of {r.n}; {r.stopped_right} of {r.stopped_right + r.stopped_wrong}; {r.cut_right}", "responses.csv",
+                "What a longer limit would give") for r in e.itertuples()]
+    out += [fact(f"3_loop_{r.model}_{r.benchmark}", f"{r.model} on {r.benchmark}: responses that end in a loop, of those cut off; of those that stopped",
+                 f"{r.cut_looping} of {r.cut}; {r.stopped_looping} of {r.stopped}",
                  "tails.csv (periods in characters, at most 2,000)", "Why they loop") for r in lo.itertuples()]
     short = jobs(d.completions).query("longest == 8129")
-    out += [fact(f"3_short_{i}", f"{r.run}, {r.benchmark}, {r.settings}: cut off at {r.longest:,} tokens", f"{r.cut_off} of {r.n}", "generation records (completions.csv)", "What a longer limit would give") for i, r in enumerate(short.itertuples(), 1)]
+    out += [fact(f"3_short_{i}", f"{r.run}, {r.benchmark}, {r.settings}: cut off at {r.longest:,} tokens", f"{r.cut_off} of {r.n}",
+                 "generation records (completions.csv)", "What a longer limit would give") for i, r in enumerate(short.itertuples(), 1)]
     m = e.query("model == 'MCFT' and benchmark == 'aime24'").iloc[0]
-    return out + [fact("3_limit", "Longest recorded response of the runs behind the printed numbers, in tokens", f"{int(e.longest.max()):,}", "responses.csv", "The limit of MCFT on aime24, whose record could not be had"),
-                  fact("3_unboxed", "MCFT on aime24: responses without a box; right of those with one", f"{m.n - m.boxed} of {m.n}; {m.stopped_right} of {m.boxed}", "responses.csv", "That all of those without a box were cut off"),
-                  fact("3_proxy", "Files in which a missing </think> equals the finish reason throughout; misses in the others", f"{(px.misses == 0).sum()} of {len(px)}; {px.misses.sum()}", "responses.csv", "That it does so for MCFT on aime24")]
+    return out + [fact("3_limit", "Longest recorded response of the runs behind the printed numbers, in tokens", f"{int(e.longest.max()):,}", "responses.csv",
+                       "The limit of MCFT on aime24, whose record could not be had"),
+                  fact("3_unboxed", "MCFT on aime24: responses without a box; right of those with one",
+                       f"{m.n - m.boxed} of {m.n}; {m.stopped_right} of {m.boxed}", "responses.csv", "That all of those without a box were cut off"),
+                  fact("3_proxy", "Files in which a missing `</think>` equals the finish reason throughout; misses in the others",
+                       f"{(px.misses == 0).sum()} of {len(px)}; {px.misses.sum()}", "responses.csv", "That it does so for MCFT on aime24")]
 
 def facts_prompts(
     d: SimpleNamespace, # of `read_facts`
@@ -269,12 +303,19 @@ def facts_prompts(
     where = "generation records (completions.csv)"
     return [
         fact("3_bos", "Prompts that start with two BOS tokens", f"{(c.leading_bos == 2).sum()} of {len(c)}", where, "How much the second one costs"),
-        fact("3_system", f"Prompts of base, R1 and MCFT whose system prompt is `{PROMPTS['solve']}`, which does not ask for a box", f"{main[main.name == 'solve'].n.sum()} of {main.n.sum()}", where, "The prompt of MCFT on aime24, whose record could not be had"),
-        fact("3_upstream", "Prompts of the 04-15 and 04-16 runs that have the upstream system prompt, which asks for a box", f"{p[p.name == 'upstream'].n.sum()} of {p[p.run.isin(('all 04-15', 'all 04-16'))].n.sum()}", where, "That the prompt explains other numbers"),
-        fact("3_think", "Runs whose prompts end with an open <think>: " + ", ".join(sorted(set(p[p.ends_with_think == 1].run))), p[p.ends_with_think == 1].n.sum(), where, "What the others would do with it"),
-        fact("3_value", "Responses that stop, box nothing, hold the right value and count as wrong: " + ", ".join(f"{label(r.run)} {r.benchmark} {r.problem_id}" for r in value.itertuples()), len(value), "responses.csv, verdicts.csv", "That a box was asked for: the prompt does not"),
-        fact("3_tags", "Critique, reasoning or answer tags in all released responses", f"{d.responses.n_tags.sum()} in {len(d.responses)}", "responses.csv", "That the model cannot write them when trained otherwise"),
-        fact("3_tag_job", "Job whose system prompt asks for such tags: responses; how it ended; tokens", f"{len(tag)}; {', '.join(tag.finish_reason)}; {tag.n_tok.max():,}", where, "One question")]
+        fact("3_system", f"Prompts of base, R1 and MCFT whose system prompt is `{PROMPTS['solve']}`, which does not ask for a box",
+             f"{main[main.name == 'solve'].n.sum()} of {main.n.sum()}", where, "The prompt of MCFT on aime24, whose record could not be had"),
+        fact("3_upstream", "Prompts of the 04-15 and 04-16 runs that have the upstream system prompt, which asks for a box",
+             f"{p[p.name == 'upstream'].n.sum()} of {p[p.run.isin(('all 04-15', 'all 04-16'))].n.sum()}", where, "That the prompt explains other numbers"),
+        fact("3_think", "Runs whose prompts end with an open `<think>`: " + ", ".join(sorted(set(p[p.ends_with_think == 1].run))),
+             p[p.ends_with_think == 1].n.sum(), where, "What the others would do with it"),
+        fact("3_value", "Responses that stop, box nothing, hold the right value and count as wrong: "
+             + ", ".join(f"{run_label(r.run)} {r.benchmark} {r.problem_id}" for r in value.itertuples()), len(value), "responses.csv, verdicts.csv",
+             "That it went against its prompt, which asks for no box"),
+        fact("3_tags", "Critique, reasoning or answer tags in all released responses", f"{d.responses.n_tags.sum()} in {len(d.responses)}", "responses.csv",
+             "That the model cannot write them when trained otherwise"),
+        fact("3_tag_job", "Job whose system prompt asks for such tags: responses; how it ended; tokens",
+             f"{len(tag)}; {', '.join(tag.finish_reason)}; {tag.n_tok.max():,}", where, "What it would do with other questions")]
 
 # %% ../nbs/10_audit.ipynb #303caecb
 def collated_labels() -> dict: # collator -> labels of one row whose first two labels were -100
@@ -286,7 +327,8 @@ def collated_labels() -> dict: # collator -> labels of one row whose first two l
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tok, ids = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"), torch.tensor([1, 2, 3, 0])
     row = dict(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.tensor([-100, -100, 3, -100]))
-    collators = {"DataCollatorForLanguageModeling(mlm=False)": DataCollatorForLanguageModeling(tokenizer=tok, mlm=False), "default_data_collator": default_data_collator}
+    collators = {"DataCollatorForLanguageModeling(mlm=False)": DataCollatorForLanguageModeling(tokenizer=tok, mlm=False),
+                 "default_data_collator": default_data_collator}
     return {name: collate([row])["labels"][0].tolist() for name, collate in collators.items()}
 
 # %% ../nbs/10_audit.ipynb #77ff926a
@@ -298,7 +340,8 @@ def reward_gradients(
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1))
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                         num_key_value_heads=1))
     ids, rows = torch.randint(0, 16, (4, 12)), []
     for beta in betas:
         model.zero_grad(); out = model(input_ids=ids, labels=ids)
@@ -316,12 +359,14 @@ def split_rows(
 ) -> tuple[int, set]: # rows for training, the held-out ones
     "`train_test_split` without a seed, after numpy's was set."
     import datasets
+    before = np.random.get_state()
     np.random.seed(42); np.random.random(draws)
     s = datasets.Dataset.from_dict({"row": list(range(n))}).train_test_split(test_size=0.1)
+    np.random.set_state(before) # the caller's numbers go on as if nothing had happened
     return len(s["train"]), set(s["test"]["row"])
 
 # %% ../nbs/10_audit.ipynb #5431976b
-def steps(
+def n_steps(
     n: int, # rows before the split
     batch: int = 8, # rows per step
     epochs: int = 3, # passes over the training part
@@ -356,17 +401,25 @@ def facts_training() -> list[dict]: # rows with `FACT_FIELDS`
     at = f"run here, transformers {importlib.metadata.version('transformers')}"
     made, reward, control = collated_labels(), reward_gradients(), reward_gradients(graph=True)
     (n, test), again, moved = split_rows(2351), split_rows(2351), split_rows(2351, 1)
-    total = {rows: steps(rows) for rows in (2351, 2451)}; full = {rows: warm_up(t).rate.idxmax() for rows, t in total.items()}
+    total = {rows: n_steps(rows) for rows in (2351, 2451)}; full = {rows: warm_up(t).rate.idxmax() for rows, t in total.items()}
     return [
-        fact("4_collator", "Labels that DataCollatorForLanguageModeling(mlm=False) makes of (-100, -100, 3, -100)", made["DataCollatorForLanguageModeling(mlm=False)"], at, "That the published run used this collator: its file does (stated)"),
+        fact("4_collator", "Labels that DataCollatorForLanguageModeling(mlm=False) makes of (-100, -100, 3, -100)",
+             made["DataCollatorForLanguageModeling(mlm=False)"], at, "That the published run used this collator: its file does (stated)"),
         fact("4_default_collator", "Labels that the default collator makes of the same row", made["default_data_collator"], at, "That it is the only remedy"),
-        fact("4_reward", "Different gradients for three weights of a reward on argmax text; of a reward with a graph", f"{reward.gradients.nunique()}; {control.gradients.nunique()}", at + ", one-layer model", "That the released trainer is this toy"),
-        fact("4_split", "Held-out rows after the same seed are the same; after one more draw", f"{again[1] == test}; {moved[1] == test}", "run here, datasets", "Which rows were held out"),
-        fact("4_rows", "2,351 rows: for training, held out", f"{n}, {len(test)}", "run here, datasets: a tenth held out", "How many rows the published run had"),
-        fact("4_steps", "Steps with 2,351 rows; with 2,451", "; ".join(map(str, total.values())), "run here: eight rows per step, three epochs", "How many rows the published run had"),
-        fact("4_warm_up", "Share of the steps in a warm-up of 500", "; ".join(f"{500/t:.0%}" for t in total.values()), "run here", "That the published run had 500"),
-        fact("4_full_rate", "Step at which the full learning rate is reached", "; ".join(map(str, full.values())), at, "That another warm-up gives a better model"),
-        fact("4_arguments", "Arguments of the release that the installed TrainingArguments lacks: " + ", ".join(unknown_arguments()), f"{len(unknown_arguments())} of {len(ARGUMENTS)}", at, "That they were unknown to the versions of the day")]
+        fact("4_reward", "Different gradients for three weights of a reward on argmax text; of a reward with a graph",
+             f"{reward.gradients.nunique()}; {control.gradients.nunique()}", at + ", one-layer model", "That the released trainer is this toy"),
+        fact("4_split", "Held-out rows after the same seed are the same; after one more draw", f"{again[1] == test}; {moved[1] == test}",
+             "run here, datasets", "Which rows were held out"),
+        fact("4_rows", "2,351 rows: for training, held out", f"{n}, {len(test)}", "run here, datasets: a tenth held out",
+             "How many rows the published run had"),
+        fact("4_steps", "Steps with 2,351 rows; with 2,451", "; ".join(map(str, total.values())), "run here: eight rows per step, three epochs",
+             "How many rows the published run had"),
+        fact("4_warm_up", "Share of the steps in a warm-up of 500", "; ".join(f"{500/t:.0%}" for t in total.values()), "run here",
+             "That the published run had 500"),
+        fact("4_full_rate", "Step at which the full learning rate is reached", "; ".join(map(str, full.values())), at,
+             "That another warm-up gives a better model"),
+        fact("4_arguments", "Arguments of the release that the installed TrainingArguments lacks: " + ", ".join(unknown_arguments()),
+             f"{len(unknown_arguments())} of {len(ARGUMENTS)}", at, "That they were unknown to the versions of the day")]
 
 # %% ../nbs/10_audit.ipynb #4cdf5025
 def grader_table(
@@ -376,7 +429,7 @@ def grader_table(
     g = graded(d); out = []
     for (run, b, s), x in g.groupby(["run", "benchmark", "settings"], sort=False):
         counts = {c: int((x[c] == "right").sum()) for c in ("raw", "strict", "full_text", "symbolic")}
-        out.append(dict(run=label(run), benchmark=b, settings=s, n=len(x), released=int(x.released.sum()), **counts))
+        out.append(dict(run=run_label(run), benchmark=b, settings=s, n=len(x), released=int(x.released.sum()), **counts))
     place = lambda r: (list(MODELS).index(r["run"]) if r["run"] in MODELS else len(MODELS), r["benchmark"], r["run"])
     return pd.DataFrame(sorted(out, key=place))
 
@@ -386,7 +439,8 @@ def disputed(
 ) -> pd.DataFrame: # run, benchmark, problem_id, gold, extracted, released and graders, reason
     "Responses on which graders disagree for more than the format of a gold."
     g = graded(d); g = g[~g.reason.isin(("", "number format"))]
-    return g.assign(run=g.run.map(label))[["run", "benchmark", "problem_id", "gold", "extracted", "released", "strict", "full_text", "symbolic", "finish_reason", "reason"]].reset_index(drop=True)
+    return g.assign(run=g.run.map(run_label))[["run", "benchmark", "problem_id", "gold", "extracted", "released", "strict", "full_text", "symbolic",
+                                           "finish_reason", "reason"]].reset_index(drop=True)
 
 # %% ../nbs/10_audit.ipynb #8deabf02
 def facts_grading(
@@ -395,9 +449,17 @@ def facts_grading(
     "Section 5."
     g, odd = grader_table(d), disputed(d)
     where = "responses.csv, verdicts.csv; graders of 00_grading, math-verify 0.9.0"
-    out = [fact(f"5_{r.run.replace(' ', '_')}_{r.benchmark}_{r.settings}", f"{r.run}, {r.benchmark}, {r.settings}: right by released, raw, strict, full_text, symbolic", f"{r.released} / {r.raw} / {r.strict} / {r.full_text} / {r.symbolic} of {r.n}", where, "Which grader is right: see the disputed responses") for r in g.itertuples()]
-    out += [fact(f"5_odd_{r.run.replace(' ', '_')}_{r.benchmark}_{r.problem_id}", f"{r.run}, {r.benchmark} {r.problem_id}: graders disagree; released, strict, full_text, symbolic", f"{'right' if r.released else 'wrong'} / {r.strict} / {r.full_text} / {r.symbolic}", f"verdicts.csv: {r.reason}", "Anything about the other responses") for r in odd.itertuples()]
-    return out + [fact(f"5_golds_{r.benchmark}", f"{r.benchmark}: reference answers that math-verify finds unequal to themselves, bare; boxed", f"{r.bare_unequal} of {r.n}; {r.boxed_unequal}", "golds.csv, math-verify 0.9.0", "That any released verdict depends on it") for r in d.golds.itertuples()]
+    out = [fact(f"5_{r.run.replace(' ', '_')}_{r.benchmark}_{r.settings}",
+                f"{r.run}, {r.benchmark}, {r.settings}: right by released, raw, strict, full_text, symbolic",
+                f"{r.released} / {r.raw} / {r.strict} / {r.full_text} / {r.symbolic} of {r.n}", where, "Which grader is right: see the disputed responses")
+           for r in g.itertuples()]
+    out += [fact(f"5_odd_{r.run.replace(' ', '_')}_{r.benchmark}_{r.problem_id}",
+                 f"{r.run}, {r.benchmark} {r.problem_id}: graders disagree; released, strict, full_text, symbolic",
+                 f"{'right' if r.released else 'wrong'} / {r.strict} / {r.full_text} / {r.symbolic}", f"verdicts.csv: {r.reason}",
+                 "Anything about the other responses") for r in odd.itertuples()]
+    return out + [fact(f"5_golds_{r.benchmark}", f"{r.benchmark}: reference answers that math-verify finds unequal to themselves, bare; boxed",
+                       f"{r.bare_unequal} of {r.n}; {r.boxed_unequal}", "golds.csv, math-verify 0.9.0", "That any released verdict depends on it")
+                  for r in d.golds.itertuples()]
 
 # %% ../nbs/10_audit.ipynb #767d87bd
 PAIRS = (("base", "MCFT"), ("base", "R1"), ("R1", "MCFT")) # compared models, the order in which counts are given
@@ -426,7 +488,8 @@ def total_table(
         for a, b in (("base", "MCFT"), ("R1", "MCFT")):
             n = int(t.n[a, bench]); k1, k2 = (round(t.accuracy[m, bench]*n/100) for m in (a, b))
             c, bounds = compare_counts(k1, n, k2, n), paired_p_bounds(k1, k2, n)
-            out.append(dict(first=a, second=b, benchmark=bench, right1=k1, right2=k2, points=round(100*c["diff"], 1), low=round(100*c["low"], 1), high=round(100*c["high"], 1), fisher_p=c["fisher_p"], z=round(c["z"], 2), z_p=c["z_p"],
+            out.append(dict(first=a, second=b, benchmark=bench, right1=k1, right2=k2, points=round(100*c["diff"], 1), low=round(100*c["low"], 1),
+                            high=round(100*c["high"], 1), fisher_p=c["fisher_p"], z=round(c["z"], 2), z_p=c["z_p"],
                             paired_p_low=bounds[0], paired_p_high=bounds[1]))
     return pd.DataFrame(out)
 
@@ -440,7 +503,8 @@ def by_truncation(
         x = greedy(responses, "base", bench); y = greedy(responses, "MCFT", bench).loc[x.index]; cx, cy = cut_off(x), cut_off(y)
         for name, mask in {"neither": ~cx & ~cy, "base only": cx & ~cy, "MCFT only": ~cx & cy, "both": cx & cy}.items():
             c = paired_counts(x.released[mask], y.released[mask])
-            out.append(dict(benchmark=bench, cut=name, n=c["n"], base=c["both"] + c["only_first"], MCFT=c["both"] + c["only_second"], only_base=c["only_first"], only_MCFT=c["only_second"], p=round(mcnemar_p(c["only_first"], c["only_second"]), 3)))
+            out.append(dict(benchmark=bench, cut=name, n=c["n"], base=c["both"] + c["only_first"], MCFT=c["both"] + c["only_second"],
+                            only_base=c["only_first"], only_MCFT=c["only_second"], p=round(mcnemar_p(c["only_first"], c["only_second"]), 3)))
     return pd.DataFrame(out)
 
 # %% ../nbs/10_audit.ipynb #7a85ff19
@@ -449,28 +513,36 @@ def facts_differences(
 ) -> list[dict]: # rows with `FACT_FIELDS`
     "Section 6."
     where = "responses.csv; exact McNemar test of 00_stats"
-    out = [fact(f"6_{r.first}_{r.second}_{r.benchmark}", f"{r.first} and {r.second} on {r.benchmark}: only the first right, only the second; p", f"{r.only_first}, {r.only_second}; {r.p:.3f}", where,
+    out = [fact(f"6_{r.first}_{r.second}_{r.benchmark}", f"{r.first} and {r.second} on {r.benchmark}: only the first right, only the second; p",
+                f"{r.only_first}, {r.only_second}; {r.p:.3f}", where,
                 f"That there is no difference; one of six tests, p after Holm's correction {r.holm:.3f}") for r in paired_table(d.responses).itertuples()]
     for r in total_table(d.tables).itertuples():
         name, who = f"{r.first}_{r.second}_{r.benchmark}", f"{r.first} and {r.second} on {r.benchmark}"
-        out += [fact(f"6_total_{name}", f"{who}, from totals: difference in points, 95% interval; Fisher's p; z and its p", f"{r.points:+.1f}, {r.low} to {r.high}; {_p(r.fisher_p)}; {abs(r.z):.2f}, {_p(r.z_p)}", "tables.csv; Newcombe, Fisher and z of 00_stats",
+        out += [fact(f"6_total_{name}", f"{who}, from totals: difference in points, 95% interval; Fisher's p; z and its p",
+                     f"{r.points:+.1f}, {r.low} to {r.high}; {_p(r.fisher_p)}; {abs(r.z):.2f}, {_p(r.z_p)}", "tables.csv; Newcombe, Fisher and z of 00_stats",
                      "Anything about single problems: the outputs could not be had"),
-                fact(f"6_bounds_{name}", f"{who}: smallest and largest paired p over every pairing with these totals", f"{_p(r.paired_p_low) if r.paired_p_low < 0.001 else round(r.paired_p_low, 4)} to {r.paired_p_high:.2g}", "tables.csv; exact McNemar test of 00_stats", "Where in this range the true pairing lies")]
+                fact(f"6_bounds_{name}", f"{who}: smallest and largest paired p over every pairing with these totals",
+                     f"{_p(r.paired_p_low) if r.paired_p_low < 0.001 else round(r.paired_p_low, 4)} to {r.paired_p_high:.2g}",
+                     "tables.csv; exact McNemar test of 00_stats", "Where in this range the true pairing lies")]
     cut = by_truncation(d.responses)
-    return out + [fact(f"6_cut_{r.benchmark}_{r.cut.replace(' ', '_')}", f"{r.benchmark}, cut off: {r.cut}; problems; right by base, by MCFT; p", f"{r.n}; {r.base}, {r.MCFT}; {r.p:.3f}", "responses.csv", "Cause and effect: the groups are made of outcomes") for r in cut.itertuples()]
+    return out + [fact(f"6_cut_{r.benchmark}_{r.cut.replace(' ', '_')}", f"{r.benchmark}, cut off: {r.cut}; problems; right by base, by MCFT; p",
+                       f"{r.n}; {r.base}, {r.MCFT}; {r.p:.3f}", "responses.csv", "Cause and effect: the groups are made of outcomes")
+                  for r in cut.itertuples()]
 
 # %% ../nbs/10_audit.ipynb #d32c4988
-LOOK = dict(stopped_right=("stopped, right", "0.25", ""), stopped_wrong=("stopped, wrong", "0.65", "//"), cut_right=("cut off, right", "white", "xx"), cut_wrong=("cut off, wrong", "white", "..")) # kind -> legend, grey, hatch
+LOOK = dict(stopped_right=("stopped, right", "0.25", ""), stopped_wrong=("stopped, wrong", "0.65", "//"), cut_right=("cut off, right", "white", "xx"),
+            cut_wrong=("cut off, wrong", "white", "..")) # kind -> legend, grey, hatch
 TITLES = dict(aime24="AIME24", amc23="AMC23") # as printed
 
 def _stack(ax, rows: pd.DataFrame, kinds: list): # one bar per model, a segment per kind, its count inside, or above when the segment is narrow
     left = np.zeros(len(rows))
     for kind in kinds:
         name, grey, hatch = LOOK[kind]
-        ax.barh(rows.model, rows[kind], left=left, color=grey, edgecolor="black", hatch=hatch, label=name)
+        ax.barh(rows.model, rows[kind], left=left, height=.7, color=grey, edgecolor="black", hatch=hatch, label=name)
         for i, (x, k) in enumerate(zip(left, rows[kind])):
             wide, dark = k > 0.05*rows.n.max(), grey == "0.25"
-            if k: ax.text(x + k/2, i if wide else i - .41, k, ha="center", va="center" if wide else "bottom", fontsize=11, color="white" if dark else "black", bbox=dict(fc="white", ec="none", pad=1.5) if wide and not dark else None)
+            if k: ax.text(x + k/2, i if wide else i - .41, k, ha="center", va="center" if wide else "bottom", fontsize=11, color="white" if dark else "black",
+                          bbox=dict(fc="white", ec="none", pad=1.5) if wide and not dark else None)
         left += rows[kind].to_numpy()
 
 def plot_endings(
@@ -481,7 +553,7 @@ def plot_endings(
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
     for ax, b in zip(axes, TITLES):
         rows = e[e.benchmark == b]; _stack(ax, rows, kinds)
-        proxy = [r.model for r in rows.itertuples() if r.by != "finish reason"]
+        proxy = [r.model for r in rows.itertuples() if r.by != "finish_reason"]
         ax.set_xlabel("responses" + "".join(f"\n({m}: no record, cut off = no </think>)" for m in proxy)); ax.grid(axis="y", visible=False)
         ax.set_title(f"{TITLES[b]}: {(rows.cut_right + rows.cut_wrong).sum()} of {rows.n.sum()} cut off, {rows.cut_right.sum()} of them right")
     axes[0].invert_yaxis(); axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
@@ -501,7 +573,8 @@ def outcomes(
             out += [dict(benchmark=b, place=place, problem_id=i, model=m, right=int(right[m][i]), cut=int(cut[m][i])) for m in MODELS]
     return pd.DataFrame(out)
 
-MARKS = {(1, 0): ("right", dict(marker="s", c="0.2", s=95)), (0, 0): ("wrong", dict(marker="s", fc="white", ec="0.45", s=95)), # (right, cut off) -> name, look
+MARKS = {(1, 0): ("stopped, right", dict(marker="s", c="0.2", s=95)), (0, 0): ("stopped, wrong", dict(marker="s", fc="white", ec="0.45", s=95)),
+         # (right, cut off) -> name, look
          (0, 1): ("cut off, wrong", dict(marker="x", c="0.35", s=45)), (1, 1): ("cut off, right", dict(marker="D", c="0.2", s=60))}
 
 def plot_outcomes(
@@ -516,10 +589,13 @@ def plot_outcomes(
             m = (x.right == right) & (x.cut == cut)
             if m.any(): ax.scatter(x.place[m], y[m], label=name, **look)
         ids = x.drop_duplicates("place")
-        ax.set_xticks(ids.place, ids.problem_id, fontsize=7, rotation=90); ax.set_yticks(range(len(names)), names); ax.set_ylim(len(names) - .5, -.5); ax.grid(False); ax.set_xlim(-.8, x.place.max() + .8)
+        ax.set_xticks(ids.place, ids.problem_id, fontsize=7, rotation=90); ax.set_yticks(range(len(names)), names); ax.set_ylim(len(names) - .5,
+            -.5); ax.grid(False); ax.set_xlim(-.8, x.place.max() + .8)
         said = "; ".join(f"{a} {p.only_first[a, c, b]} : {p.only_second[a, c, b]} {c} (p {p.p[a, c, b]:.2f})" for a, c in PAIRS)
         ax.set_title(f"{TITLES[b]}. Right alone: {said}", fontsize=10.5)
-    axes[0].set_xlabel("MCFT on AIME24: no record, cut off = no </think>", fontsize=9); axes[1].set_xlabel("problem, by the id of the release"); axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    axes[0].set_xlabel("MCFT on AIME24: no record, cut off = no </think>",
+                       fontsize=9); axes[1].set_xlabel("problem, by the id of the release"); axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1),
+                           frameon=False)
     fig.tight_layout()
     return fig, o
 
@@ -536,9 +612,12 @@ def completion_rows(
 ) -> list[dict]: # one per generation record, hashes for prompts and tokens
     "Generation records without any text."
     entry = next(f for f in read_manifest(folder)["files"] if f["path"].endswith("completions_meta.jsonl"))
-    return [dict(run=r["run"], benchmark=r["benchmark"], settings=r["settings"], problem_id=r["id"], sample=r["sample"], finish_reason=r["finish_reason"], n_prompt_tok=r["prompt_tokens"],
-                 leading_bos=r["leading_bos"], n_tok=r["completion_tokens"], prompt=r["prompt_ids_sha256"][:16], completion=r["completion_ids_sha256"][:16], system_prompt=_short(r["system_prompt"]),
-                 ends_with_think=int(r["prompt_ends_with_think"]), arrival=r["arrival_time_utc"]) for r in map(json.loads, read_verified(folder, entry).decode().splitlines())]
+    return [dict(run=r["run"], benchmark=r["benchmark"], settings=r["settings"], problem_id=r["id"], sample=r["sample"], finish_reason=r["finish_reason"],
+                 n_prompt_tok=r["prompt_tokens"],
+                 leading_bos=r["leading_bos"], n_tok=r["completion_tokens"], prompt=r["prompt_ids_sha256"][:16], completion=r["completion_ids_sha256"][:16],
+                 system_prompt=_short(r["system_prompt"]),
+                 ends_with_think=int(r["prompt_ends_with_think"]), arrival=r["arrival_time_utc"])
+            for r in map(json.loads, read_verified(folder, entry).decode().splitlines())]
 
 def pickle_rows(
     folder: str|Path, # with a MANIFEST.json
@@ -546,7 +625,8 @@ def pickle_rows(
     "Names and blob ids of the pickles; none is opened."
     m = read_manifest(folder)
     found = [(p, "read") for p in m["pickles_not_copied"]] + [(p, "absent") for p in m["absent"] if p["kind"] == "completions_pickle"]
-    return sorted((dict(run=p.get("run", ""), benchmark=p.get("benchmark", ""), settings=p.get("settings", ""), git_blob=p["git_blob_sha1"], status=s) for p, s in found), key=lambda r: tuple(r.values()))
+    return sorted((dict(run=p.get("run", ""), benchmark=p.get("benchmark", ""), settings=p.get("settings", ""), git_blob=p["git_blob_sha1"], status=s) for p,
+                   s in found), key=lambda r: tuple(r.values()))
 
 # %% ../nbs/10_audit.ipynb #ab78b0ce
 PERIOD = 2000 # characters, about 500 tokens
@@ -575,8 +655,10 @@ def overlap_rows(
     "How many characters the response of the one-question job shares with other greedy responses to that problem, from the start."
     out = _outputs(folder)
     one = next(k for k, rows in out.items() if len(rows) == 1); r = out[one][0]; text = r["generated_responses"][0]
-    others = [(k, x["generated_responses"][0]) for k, rows in out.items() for x in rows if k != one and k[1] == one[1] and k[2].startswith("t0.0_k1") and x["id"] == r["id"]]
-    return [dict(run=one[0], other=k[0], settings=one[2], other_settings=k[2], problem_id=r["id"], n_char=len(text), other_n_char=len(t), same_char=next((i for i, (a, b) in enumerate(zip(text, t)) if a != b), min(len(text), len(t)))) for k, t in others]
+    others = [(k, x["generated_responses"][0]) for k, rows in out.items() for x in rows if k != one and k[1] == one[1] and k[2].startswith("t0.0_k1")
+              and x["id"] == r["id"]]
+    return [dict(run=one[0], other=k[0], settings=one[2], other_settings=k[2], problem_id=r["id"], n_char=len(text), other_n_char=len(t),
+                 same_char=next((i for i, (a, b) in enumerate(zip(text, t)) if a != b), min(len(text), len(t)))) for k, t in others]
 
 def gold_rows(
     folder: str|Path, # with a MANIFEST.json
@@ -620,5 +702,6 @@ def audit_rows(
     d: SimpleNamespace, # of `read_facts`
 ) -> list[dict]: # rows with `FACT_FIELDS`, by section, recomputed ones first
     "Every fact of this page."
-    made = [*facts_outputs(d), *facts_accuracies(d), *facts_endings(d), *facts_prompts(d), *facts_training(), *facts_grading(d), *facts_differences(d), *stated_rows(d.stated)]
+    made = [*facts_outputs(d), *facts_accuracies(d), *facts_endings(d), *facts_prompts(d), *facts_training(), *facts_grading(d), *facts_differences(d),
+            *stated_rows(d.stated)]
     return sorted(_unique(made), key=lambda r: (r["section"], r["recomputed"] == "no"))

@@ -158,7 +158,7 @@ def append_rows(
     return len(lines)
 
 # %% ../nbs/00_core.ipynb #5ac3b2fe
-_PACKAGES = "mcft torch transformers trl datasets accelerate tokenizers math-verify numpy scipy pandas".split()
+_PACKAGES = "mcft torch transformers trl datasets accelerate tokenizers math-verify numpy scipy statsmodels pandas openai vllm".split()
 
 def versions() -> dict: # package -> version, with python and platform
     "Versions of what can change a result; packages that are absent are left out."

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .core import append_rows, arm_name, read_rows, resolve, run_info, run_key, start_run, write_rows
 from .grading import extract_boxed, grade
-from .released import BENCHMARKS, MODELS, RUNS, benchmark_problems, paper_rows
+from .released import BENCHMARKS, MODELS, RUNS, benchmark_problems, fill, paper_rows
 from .stats import bootstrap, compare_paired, holm, maj_at_k, mdd_table, pass_at_k, wilson
 
 # %% ../nbs/05_eval.ipynb #d657b42c
@@ -37,7 +37,7 @@ class EvalConfig:
     system_prompt: str = "" # "" = none
     instruction: str = "" # put below the question, "" = the question alone
     backend: str = "transformers" # transformers, vllm or openai
-    backend_args: dict = field(default_factory=dict) # further fields of `mcft.generate.BackendConfig`, such as base_url
+    backend_options: dict = field(default_factory=dict) # further fields of `mcft.generate.BackendConfig`, such as base_url
     graders: tuple = JUDGES # who judges; `symbolic` counts and is always there
 
     @property
@@ -47,7 +47,8 @@ class EvalConfig:
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.n_samples, self.seed)
 
     def __post_init__(self):
-        if "symbolic" not in self.graders or not {*self.graders} <= {*JUDGES}: raise ValueError(f"graders are {list(self.graders)}: `symbolic`, which counts, and any of {', '.join(JUDGES)}")
+        if "symbolic" not in self.graders or not {*self.graders} <= {*JUDGES}:
+            raise ValueError(f"graders are {list(self.graders)}: `symbolic`, which counts, and any of {', '.join(JUDGES)}")
 
 # %% ../nbs/05_eval.ipynb #02551b55
 def load_problems(
@@ -90,7 +91,7 @@ def backend_of(
 ): # a `mcft.generate.Backend`
     "Load the checkpoint, or connect to the server."
     from mcft.generate import BackendConfig, make_backend
-    return make_backend(BackendConfig(model=cfg.model_dir, name=cfg.backend, **cfg.backend_args))
+    return make_backend(BackendConfig(model=cfg.model_dir, name=cfg.backend, **cfg.backend_options))
 
 # %% ../nbs/05_eval.ipynb #7030fc38
 def response_row(
@@ -130,7 +131,8 @@ def verdict_rows(
     found = grade([r["text"] for r in responses], [golds[r["problem_id"]] for r in responses], graders=tuple(graders), timeout=timeout)
     by = {g: list(found[g]) if g in graders else ["not_graded"]*len(responses) for g in JUDGES}
     return [dict(id=f"{r['id']}/v", response_id=r["id"], benchmark=r["benchmark"], problem_id=r["problem_id"], sample=r["sample"], gold=golds[r["problem_id"]],
-                 extracted=extract_boxed(r["text"]), **{g: by[g][i] for g in JUDGES}, n_tok=r["n_tok"], finish_reason=r["finish_reason"], has_critique="<critique>" in r["text"])
+                 extracted=extract_boxed(r["text"]), **{g: by[g][i] for g in JUDGES}, n_tok=r["n_tok"], finish_reason=r["finish_reason"],
+                 has_critique="<critique>" in r["text"])
             for i, r in enumerate(responses)]
 
 def disagreements(
@@ -139,7 +141,8 @@ def disagreements(
     "Responses that one grader calls right and another does not."
     import pandas as pd
     judged = lambda v: [v[g] == "right" for g in JUDGES if v[g] != "not_graded"]
-    return pd.DataFrame([v for v in verdicts if len(set(judged(v))) > 1], columns=["benchmark", "problem_id", "sample", "gold", "extracted", "finish_reason", *JUDGES])
+    fields = ["benchmark", "problem_id", "sample", "gold", "extracted", "finish_reason", *JUDGES]
+    return pd.DataFrame([v for v in verdicts if len(set(judged(v))) > 1], columns=fields)
 
 # %% ../nbs/05_eval.ipynb #0798c039
 def score_table(
@@ -179,8 +182,9 @@ def measure(
     share = lambda key: round(sum(map(key, verdicts))/n, 4)
     judged = lambda g: None if all(v[g] == "not_graded" for v in verdicts) else share(lambda v: v[g] == "right")
     return dict(n=n, correct=correct, accuracy=round(correct/n, 4), mean_tok=round(sum(v["n_tok"] for v in verdicts)/n, 1),
-                truncated=share(lambda v: v["finish_reason"] == "length"), boxed=share(lambda v: bool(v["extracted"])), critiques=sum(v["has_critique"] for v in verdicts),
-                strict=judged("strict"), full_text=judged("full_text"), timeouts=sum("timeout" in (v[g] for g in JUDGES) for v in verdicts), **_sampled(verdicts, grader))
+                truncated=share(lambda v: v["finish_reason"] == "length"), boxed=share(lambda v: bool(v["extracted"])),
+                critiques=sum(v["has_critique"] for v in verdicts), strict=judged("strict"), full_text=judged("full_text"),
+                timeouts=sum("timeout" in (v[g] for g in JUDGES) for v in verdicts), **_sampled(verdicts, grader))
 
 # %% ../nbs/05_eval.ipynb #e5baa91c
 ARM = ("method", "mask_rate", "mix_question_only", "lr") # what an arm of the experiment is; seeds are repetitions of an arm
@@ -197,18 +201,20 @@ def read_arm(
     "What the checkpoint says of its own training."
     name = Path(model_dir).name
     if _foreign(model_dir, backend): return dict(run=name, method=name, **dict.fromkeys(ARM[1:]), seed=None)
-    if not (info := run_info(model_dir)): raise FileNotFoundError(f"no run.json in {resolve(model_dir)}: not a complete checkpoint; run 04_train to the end, or pass another model_dir")
+    if not (info := run_info(model_dir)):
+        raise FileNotFoundError(f"no run.json in {resolve(model_dir)}: not a complete checkpoint; run 04_train to the end, or pass another model_dir")
     p = info["params"]
     if "method" not in p: return dict(run=name, method="base", **dict.fromkeys(ARM[1:]), seed=None)
-    if missing := [k for k in (*ARM, "seed") if k not in p]: raise ValueError(f"{resolve(model_dir)}/run.json: params lack {missing}; train the checkpoint again with this version")
+    if missing := [k for k in (*ARM, "seed") if k not in p]:
+        raise ValueError(f"{resolve(model_dir)}/run.json: params lack {missing}; train the checkpoint again with this version")
     return dict(run=name, **{k: p[k] for k in (*ARM, "seed")})
 
 # %% ../nbs/05_eval.ipynb #bbc63c07
-TRANSPORT = ("base_url", "key_env", "concurrency", "timeout", "max_retries") # of backend_args: not in the run key
+TRANSPORT = ("base_url", "key_env", "concurrency", "timeout", "max_retries") # of backend_options: not in the run key
 
 def _key_parts(cfg: EvalConfig) -> tuple[dict, list]: # parameters and input files that change an answer
     params = {k: v for k, v in vars(cfg).items() if k not in ("model_dir", "problems", "out_dir")}
-    params["backend_args"] = {k: v for k, v in cfg.backend_args.items() if k not in TRANSPORT}
+    params["backend_options"] = {k: v for k, v in cfg.backend_options.items() if k not in TRANSPORT}
     params["arm"] = read_arm(cfg.model_dir, cfg.backend)
     d, inputs = resolve(cfg.model_dir), []
     if not d.is_dir(): params["model"] = cfg.model_dir
@@ -269,7 +275,8 @@ def compare_runs(
     if not (shared := [k for k in a if k in b]): raise ValueError(f"{first} has {', '.join(a)}, {second} has {', '.join(b)}: no benchmark in common")
     rows = []
     for k in shared:
-        if a[k][0] != b[k][0]: raise ValueError(f"benchmark {k!r} is not the same in {first} and {second}: problems or golds differ; evaluate both with the same `problems` and `n_problems`")
+        if a[k][0] != b[k][0]:
+            raise ValueError(f"benchmark {k!r} is not the same in {first} and {second}: evaluate both with the same `problems` and `n_problems`")
         rows.append(dict(benchmark=k, **compare_paired([a[k][1][i] for i in a[k][0]], [b[k][1][i] for i in a[k][0]])))
     df = pd.DataFrame(rows)
     df.insert(len(df.columns) - 1, "p_holm", holm(df.p))
@@ -334,8 +341,11 @@ def pool_seeds(
     several = df.groupby("model").lr.transform("nunique") > 1 # an arm trained at several rates: the rate joins its name
     df["model"] = df.model.where(~several, df.model + df.lr.map(" lr {:g}".format))
     twice = df[df.duplicated(["model", "seed", "benchmark"], keep=False)]
-    if len(twice): raise ValueError(f"runs {', '.join(sorted(set(twice.run)))} are the same arm ({twice.model.iloc[0]}) and seed: they cannot be pooled; collect one of them, or give them tables of their own")
-    total = df.groupby(["model", "rank", "mask_rate", "mix_question_only", "lr", "seed", "run"], dropna=False, as_index=False).agg(dict(n="sum", correct="sum", k="max"))
+    if len(twice):
+        raise ValueError(f"runs {', '.join(sorted(set(twice.run)))} are the same arm ({twice.model.iloc[0]}) and seed: they cannot be pooled; "
+                         "collect one of them, or give them tables of their own")
+    keys = ["model", "rank", "mask_rate", "mix_question_only", "lr", "seed", "run"]
+    total = df.groupby(keys, dropna=False, as_index=False).agg(dict(n="sum", correct="sum", k="max"))
     df = pd.concat([df, total.assign(benchmark="all", accuracy=total.correct/total.n)])
     out = []
     keys = ["rank", "mix_question_only", "mask_rate", "lr", "model"]
@@ -344,7 +354,8 @@ def pool_seeds(
             g = arm[arm.benchmark == b]
             if not len(g): continue
             sd = g.accuracy.std(ddof=1)
-            out.append(dict(cell(model, b, "pocket", int(g.n.sum()), int(g.correct.sum()), int(g.k.max())), lr=lr, seeds=len(g), sd=round(sd, 4) if len(g) > 1 else None))
+            pooled = cell(model, b, "pocket", int(g.n.sum()), int(g.correct.sum()), int(g.k.max()))
+            out.append(dict(pooled, lr=lr, seeds=len(g), sd=round(sd, 4) if len(g) > 1 else None))
     return pd.DataFrame(out, columns="model lr benchmark source seeds n correct accuracy low high sd".split())
 
 # %% ../nbs/05_eval.ipynb #0df664fa
@@ -374,9 +385,10 @@ TABLE_FIELDS = "model benchmark source n correct accuracy low high".split()
 def table_cells(
     table: str, # "1" or "2"
     pooled=None, # DataFrame of `pool_seeds`, None = no pocket runs
+    responses=None, # DataFrame as in `released_cells`
 ) -> list[dict]: # cells of all three sources
     "All cells of one table; each model's sources follow one another."
-    printed = paper_cells(table); rebuilt = released_cells(printed)
+    printed = paper_cells(table); rebuilt = released_cells(printed, responses)
     cells = [c for m in dict.fromkeys(p["model"] for p in printed) for s in (printed, rebuilt) for c in s if c["model"] == m]
     if pooled is None: return cells
     rows = pooled[(pooled.benchmark != "all") & ((table == "1") | pooled.model.str.startswith(("base", "mcft")))]
@@ -395,6 +407,7 @@ def _write(out: Path, name: str, rows, shown: list[dict]): # one table in three 
 def build_tables(
     rows_from: str|Path = "data/results", # folder with pocket_runs.csv
     out: str|Path = "data/results", # where the tables go
+    responses=None, # DataFrame as in `released_cells`, such as `fill()`
 ) -> dict: # table name -> cells shown
     "Tables 1 and 2 and the pocket table, as CSV, Markdown and LaTeX."
     import pandas as pd
@@ -403,7 +416,7 @@ def build_tables(
     if not runs.exists(): raise FileNotFoundError(f"no {runs}: `make reproduce` writes it; tables_to=\"\" skips the tables")
     pooled = pool_seeds(pd.read_csv(runs)); shown = {}
     for t in ("1", "2"):
-        cells = table_cells(t, pooled)
+        cells = table_cells(t, pooled, responses)
         shown[f"table{t}"] = [c for c in cells if c["source"] != "pocket"]
         _write(out, f"table{t}", [{k: c[k] for k in TABLE_FIELDS} for c in cells], shown[f"table{t}"])
     shown["table_pocket"] = pooled.to_dict("records")

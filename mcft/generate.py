@@ -42,10 +42,12 @@ def load(
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar(); source = _source(path)
-    if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")): raise FileNotFoundError(f"{source} holds no *.safetensors: the run that should write it is not complete; run it again")
+    if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
+        raise FileNotFoundError(f"{source} holds no *.safetensors: the run that should write it is not complete; run it again")
     tok = load_tokenizer(path, revision)
     model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", use_safetensors=True).eval()
-    if len(tok) > model.get_input_embeddings().num_embeddings: raise ValueError(f"{source}: the tokenizer has {len(tok)} tokens, the model {model.get_input_embeddings().num_embeddings}: they do not belong together")
+    if len(tok) > model.get_input_embeddings().num_embeddings:
+        raise ValueError(f"{source}: the tokenizer has {len(tok)} tokens, the model {model.get_input_embeddings().num_embeddings}: they do not belong together")
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tok
 
 # %% ../nbs/00_generate.ipynb #6cdaa3bc
@@ -118,7 +120,8 @@ class Sampling:
         if self.temperature < 0: raise ValueError(f"temperature is {self.temperature}: 0 (greedy) or more")
         if not 0 < self.top_p <= 1: raise ValueError(f"top_p is {self.top_p}: above 0, up to 1")
         if self.n < 1: raise ValueError(f"n is {self.n}: at least one completion per prompt")
-        if self.temperature == 0 and self.n > 1: raise ValueError(f"n is {self.n} at temperature 0: greedy completions of a prompt are all the same; set temperature above 0")
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"n is {self.n} at temperature 0: greedy completions of a prompt are all the same; set temperature above 0")
 
 # %% ../nbs/00_generate.ipynb #5fbc74ad
 PROTOCOLS = dict(
@@ -199,7 +202,7 @@ def complete_batch(
     return [done[i:i+s.n] for i in range(0, len(done), s.n)]
 
 # %% ../nbs/00_generate.ipynb #a57b5b9d
-def _by_batches(complete, asked: list[tuple], s: Sampling, batch_size: int, skip, desc: str): # `complete`: ids per prompt -> per prompt, per sample: a completion
+def _by_batches(complete, asked: list[tuple], s: Sampling, batch_size: int, skip, desc: str): # rows; `complete`: ids per prompt -> completions per prompt
     for batch in progress(plan_batches([len(ids) for _, ids in asked], batch_size, s.n), desc):
         if all(skip(i) for i in batch): continue
         done = complete([asked[i][1] for i in batch])
@@ -219,7 +222,8 @@ def generate(
     asked = [(p, prompt_ids(tok, p)) for p in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     if asked and limit and (longest := max(len(i) for _, i in asked)) + sampling.max_new_tokens > limit:
-        raise ValueError(f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed the model's context of {limit}: lower max_new_tokens or drop the prompt")
+        raise ValueError(f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed the model's context of {limit}: "
+                         "lower max_new_tokens or drop the prompt")
     yield from _by_batches(lambda rows: complete_batch(model, tok, rows, sampling), asked, sampling, batch_size, skip, desc)
 
 # %% ../nbs/00_generate.ipynb #b24e5ade
@@ -233,7 +237,7 @@ class BackendConfig:
     base_url: str = "" # openai: such as "http://127.0.0.1:8000/v1"
     key_env: str = "OPENAI_API_KEY" # openai: name of the environment variable that holds the key; a server without keys needs none
     concurrency: int = 8 # openai: requests at once
-    timeout: float = 600.0 # openai: seconds for one request
+    timeout: float = 1800.0 # openai: seconds for one request; a chain of 32,768 tokens takes a server many minutes
     max_retries: int = 5 # openai: by the client, after 429, 5xx and lost connections
     end_counted: bool = True # openai: the server's token count includes the end token (vLLM and `transformers serve`: yes)
     extra_body: dict = field(default_factory=dict) # openai: further fields of a request
@@ -241,8 +245,10 @@ class BackendConfig:
 
     def __post_init__(self):
         where = urlsplit(self.base_url)
-        if self.name == "openai" and where.scheme not in ("http", "https"): raise ValueError(f"base_url is {self.base_url!r}: the address of a server, such as 'http://127.0.0.1:8000/v1'")
-        if where.username or where.password or where.query: raise ValueError("base_url holds a user, a password or a query: put the key into an environment variable and name that in key_env")
+        if self.name == "openai" and where.scheme not in ("http", "https"):
+            raise ValueError(f"base_url is {self.base_url!r}: the address of a server, such as 'http://127.0.0.1:8000/v1'")
+        if where.username or where.password or where.query:
+            raise ValueError("base_url holds a user, a password or a query: put the key into an environment variable and name that in key_env")
         if self.concurrency < 1: raise ValueError(f"concurrency is {self.concurrency}: at least one request at once")
 
 # %% ../nbs/00_generate.ipynb #689f95a6
@@ -277,11 +283,13 @@ def weights_revision(
 class TransformersBackend:
     "A checkpoint in this process, by transformers."
     def __init__(self, cfg: BackendConfig):
-        self.cfg = cfg; self.model, self.tok = load(cfg.model, cfg.revision)
+        self.model, self.tok = load(cfg.model, cfg.revision)
+        commit = getattr(self.model.config, "_commit_hash", None) or cfg.revision
+        self.who = dict(backend="transformers", model=cfg.model, revision=weights_revision(cfg.model, commit))
 
     def info(self) -> dict: # backend, model, revision
         "Who answers."
-        return dict(backend="transformers", model=self.cfg.model, revision=weights_revision(self.cfg.model, getattr(self.model.config, "_commit_hash", None) or self.cfg.revision))
+        return self.who
 
     def generate(self, prompts, sampling=Sampling(), batch_size=256, skip=lambda i: False, desc="generate"): # yields lists of rows, a batch at a time
         "Answer in batches of prompts of like length."
@@ -297,7 +305,9 @@ def vllm_completions(
     "Turn what vLLM returns into completions."
     for o in outputs:
         for c in o.outputs:
-            if c.finish_reason not in ("stop", "length"): raise RuntimeError(f"vLLM ended sample {c.index} of request {o.request_id} with {c.finish_reason!r}: only 'stop' and 'length' are complete; run it again")
+            if c.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"vLLM ended sample {c.index} of request {o.request_id} with {c.finish_reason!r}: only 'stop' and 'length' are "
+                                   f"complete; run it again")
     return [[completion(tok, list(c.token_ids), ends) for c in sorted(o.outputs, key=lambda c: c.index)] for o in outputs]
 
 # %% ../nbs/00_generate.ipynb #43887ae2
@@ -305,8 +315,10 @@ class VllmBackend:
     "A checkpoint in this process, by vLLM."
     def __init__(self, cfg: BackendConfig):
         try: from vllm import LLM
-        except ImportError as e: raise ImportError("back end 'vllm' needs the package vllm, which is not installed here: `pip install vllm` on a machine with a GPU, or use the back end 'transformers' or 'openai'") from e
-        self.cfg = cfg
+        except ImportError as e:
+            raise ImportError("back end 'vllm' needs the package vllm, which is not installed here: `pip install vllm` on a machine with a GPU, or use "
+                              "the back end 'transformers' or 'openai'") from e
+        self.who = dict(backend="vllm", model=cfg.model, revision=weights_revision(cfg.model, cfg.revision))
         self.llm = LLM(model=_source(cfg.model), revision=cfg.revision or None, **cfg.engine)
         self.tok = self.llm.get_tokenizer()
         defaults = self.llm.get_default_sampling_params()
@@ -314,7 +326,7 @@ class VllmBackend:
 
     def info(self) -> dict: # backend, model, revision
         "Who answers."
-        return dict(backend="vllm", model=self.cfg.model, revision=weights_revision(self.cfg.model, self.cfg.revision))
+        return self.who
 
     def generate(self, prompts, sampling=Sampling(), batch_size=256, skip=lambda i: False, desc="generate"): # yields lists of rows, a batch at a time
         "Answer in batches; vLLM schedules within each."
@@ -350,11 +362,14 @@ def concurrently(
 def _request_error(e: Exception, cfg: BackendConfig, key: str) -> Exception: # with the address and the fix, without the key
     from openai import APIStatusError, APITimeoutError
     clean = lambda text: text.replace(key, "***") if key else text
-    if isinstance(e, APITimeoutError): return TimeoutError(f"{cfg.base_url} did not answer within {cfg.timeout:g} s ({cfg.max_retries} retries): raise timeout, or lower concurrency")
-    if not isinstance(e, APIStatusError): return ConnectionError(f"no answer from {cfg.base_url} ({cfg.max_retries} retries): is the server running, and does the address end as it should (mostly in /v1)?")
+    if isinstance(e, APITimeoutError):
+        return TimeoutError(f"{cfg.base_url} did not answer within {cfg.timeout:g} s ({cfg.max_retries} retries): raise timeout, or lower concurrency")
+    if not isinstance(e, APIStatusError):
+        return ConnectionError(f"no answer from {cfg.base_url} ({cfg.max_retries} retries): is the server running, and is its address right (most end in /v1)?")
     fix = {401: f"set the environment variable {cfg.key_env} to a valid key", 403: f"the key in {cfg.key_env} may not use this model",
            404: f"does the server know the model {cfg.model!r}?", 429: "lower concurrency, or raise max_retries"}
-    return RuntimeError(f"{cfg.base_url} answered with status {e.status_code}: {clean(str(e.message))[:300]}; {fix.get(e.status_code, 'see the log of the server')}")
+    said = clean(str(e.message))[:300]
+    return RuntimeError(f"{cfg.base_url} answered with status {e.status_code}: {said}; {fix.get(e.status_code, 'see the log of the server')}")
 
 # %% ../nbs/00_generate.ipynb #6acb789e
 def check_prompt_count(
@@ -365,8 +380,9 @@ def check_prompt_count(
     "Raise `ValueError` unless the server read the prompt that was rendered here."
     if found == expected: return found
     why = {1: "one more, as with a second BOS: the chat template writes one, let the server add none",
-           -1: "one less, as without a BOS: use a chat template that writes it"}.get(found - expected, "its chat template or tokenizer is another one: name the served model's own in `tokenizer`")
-    raise ValueError(f"{where} counts {found} prompt tokens, the tokenizer {expected}: {why}")
+           -1: "one less, as without a BOS: use a chat template that writes it"}
+    other = "its chat template or tokenizer is another one: name the served model's own in `tokenizer`"
+    raise ValueError(f"{where} counts {found} prompt tokens, the tokenizer {expected}: {why.get(found - expected, other)}")
 
 def answer_row(
     answer, # `ChatCompletion` of the openai client
@@ -374,8 +390,10 @@ def answer_row(
 ) -> dict: # text, n_tok, n_prompt_tok, finish_reason
     "Turn a server's answer into a completion."
     choice = answer.choices[0]
-    if choice.finish_reason not in ("stop", "length"): raise RuntimeError(f"the server ended a response with {choice.finish_reason!r}: only 'stop' and 'length' are complete responses")
-    if answer.usage is None: raise ValueError("the server counts no tokens (no `usage` in its answer): responses without counts cannot be compared; use another server")
+    if choice.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"the server ended a response with {choice.finish_reason!r}: only 'stop' and 'length' are complete responses")
+    if answer.usage is None:
+        raise ValueError("the server counts no tokens (no `usage` in its answer): responses without counts cannot be compared; use another server")
     thought = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
     n_tok = answer.usage.completion_tokens - (end_counted and choice.finish_reason == "stop")
     return dict(text=(f"<think>{thought}</think>" if thought else "") + (choice.message.content or ""), n_tok=n_tok,
@@ -406,7 +424,8 @@ def servable_copy(
     _edit_json(out/"tokenizer.json", lambda d: [t.update(special=t["special"] and t["content"] not in tags) for t in d["added_tokens"]])
     _edit_json(out/"tokenizer_config.json", lambda d: d.update(response_template=whole))
     _edit_json(out/"generation_config.json", lambda d: d.update(do_sample=True, top_k=0))
-    if left := hidden_tags(load_tokenizer(out)): raise ValueError(f"{out}: {', '.join(left)} are still special: its tokenizer_config.json names them too; remove them from there")
+    if left := hidden_tags(load_tokenizer(out)):
+        raise ValueError(f"{out}: {', '.join(left)} are still special: its tokenizer_config.json names them too; remove them from there")
     return out
 
 # %% ../nbs/00_generate.ipynb #f71119e2
@@ -416,7 +435,8 @@ class OpenAIBackend:
         from openai import OpenAI
         self.cfg, self.tok, self.key = cfg, load_tokenizer(cfg.tokenizer, cfg.revision) if cfg.tokenizer else None, os.environ.get(cfg.key_env, "")
         if self.tok and (tags := hidden_tags(self.tok)) and cfg.extra_body.get("skip_special_tokens") is not False:
-            raise ValueError(f"a server leaves {', '.join(tags)} out of its text, as the tokenizer calls them special: serve a `servable_copy`, or ask vLLM's server to keep them with extra_body {{'skip_special_tokens': False}}")
+            raise ValueError(f"a server leaves {', '.join(tags)} out of its text, as the tokenizer calls them special: serve a `servable_copy`, "
+                             "or ask vLLM's server to keep them with extra_body {'skip_special_tokens': False}")
         self.client = OpenAI(base_url=cfg.base_url, api_key=self.key or "none", timeout=cfg.timeout, max_retries=cfg.max_retries)
 
     def info(self) -> dict: # backend, model, revision

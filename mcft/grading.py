@@ -8,17 +8,17 @@ __all__ = ['GRADERS', 'REASONS', 'VERDICT_FIELDS', 'extract_boxed', 'normalise',
 
 # %% ../nbs/00_grading.ipynb #7cf6c3b3
 import atexit, hashlib, json, logging, os, re, select, signal, subprocess, sys, threading, time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from .core import progress, resolve
 
 # %% ../nbs/00_grading.ipynb #bb2a796c
 _token = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s$\\{}]{1,64}))?|\\.|[{}]", re.S)
 
-def _boxes(text: str): # every box that closes, as (start of the command, content)
+def _boxes(text: str, start: int = 0): # every box that closes, as (start of the command, content)
     "One pass over the text; the stack holds a box's (start, start of content), or None for an ordinary brace."
     stack = []
-    for m in _token.finditer(text):
+    for m in _token.finditer(text, start):
         if m[1]: stack.append((m.start(), m.end()))
         elif m[2]: yield m.start(), m[2].rstrip(".,;:")
         elif m[0] == "{": stack.append(None)
@@ -31,8 +31,8 @@ def extract_boxed(
     r"Content of the last `\boxed{}` (or `\fbox{}`) whose braces close."
     last = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
     if last < 0: return None
-    tail = max(_boxes(text[last:last+2000]), default=None, key=lambda b: b[0]) # the usual case: the last box closes soon
-    return (tail if tail and tail[0] == 0 else max(_boxes(text), default=(0, None), key=lambda b: b[0]))[1]
+    if (box := next((b for b in _boxes(text, last) if b[0] == last), None)): return box[1] # the usual case: the last box closes
+    return max(_boxes(text), default=(0, None), key=lambda b: b[0])[1]
 
 # %% ../nbs/00_grading.ipynb #bde40590
 _drop = re.compile(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\[,!;: ]|[\s$~]")
@@ -128,7 +128,7 @@ _start = "import sys; sys.path[:] = {path!r}; from mcft.grading import serve; se
 class Worker:
     "One grading process, and what the caller knows of it."
     def __init__(self):
-        self.owner, self.buffer, self.ended = os.getpid(), b"", False
+        self.owner, self.buffer, self.ended, self.owing = os.getpid(), b"", False, False
         code = _start.format(path=sys.path, parent=self.owner)
         self.proc = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                      env={**os.environ, "PYTHONHASHSEED": "0"}, start_new_session=True, bufsize=0)
@@ -161,21 +161,23 @@ class Worker:
 
     def ask(self, jobs: list, timeout: float): # yields verdicts; stops early when the worker is dead or silent
         "Grade a batch; `timeout` in processor seconds per answer."
+        self.owing = True
         if not self.send((json.dumps([timeout, jobs]) + "\n").encode(), 10*timeout + 10): return
         for _ in jobs:
             if (verdict := self.line(10*timeout + 10)) is None: return
             yield verdict
+        self.owing = False
 
-    def end(self) -> bool: # True when the time was up; False when it died of anything else
-        "Why it fell silent; afterwards it is gone."
-        if self.ended:
-            try: self.proc.wait(5)
-            except subprocess.TimeoutExpired: pass
-        up = not self.ended or self.proc.returncode == -signal.SIGPROF
+    def end(self) -> int: # how often an answer may meet this end before it is a `timeout`
+        "Make sure that it is gone, and judge by how it went."
+        if not self.ended: self.kill(); return 1 # silent: over the wall clock
+        try: code = self.proc.wait(5)
+        except subprocess.TimeoutExpired: code = -signal.SIGPROF
         self.kill()
-        return up
+        return {-signal.SIGPROF: 1, -signal.SIGKILL: 5}.get(code, 2)
 
-    def usable(self) -> bool: return self.owner == os.getpid() and not self.ended and self.proc.poll() is None
+    def usable(self) -> bool: # alive, ours, and owing no verdict
+        return self.owner == os.getpid() and not self.owing and not self.ended and self.proc.poll() is None
 
     def kill(self):
         self.proc.kill(); self.proc.wait(); self.proc.stdin.close(); self.proc.stdout.close()
@@ -190,7 +192,13 @@ def _borrow() -> Worker: # an idle worker, or a new one
         try: w = _idle.pop()
         except IndexError: break
         if w.usable(): return w
-    return Worker()
+    return _fresh()
+
+def _fresh(tries: int = 5) -> Worker: # a new worker, also when it is killed while it starts
+    try: return Worker()
+    except RuntimeError:
+        if tries == 1: raise
+        return _fresh(tries - 1)
 
 @atexit.register
 def close_workers():
@@ -205,7 +213,7 @@ class _Crew:
 
     def take(self, fresh: bool) -> Worker: # to be given back
         if self.stopped: raise InterruptedError("grading was stopped")
-        w = Worker() if fresh else _borrow()
+        w = _fresh() if fresh else _borrow()
         self.busy.add(w)
         if self.stopped: w.proc.kill()
         return w
@@ -222,14 +230,14 @@ class _Crew:
 # %% ../nbs/00_grading.ipynb #b3dd1d4e
 def _grade_batch(jobs: list, timeout: float, crew: _Crew) -> list[str]: # one verdict per job
     "Grade a batch, replacing the worker as often as an answer ends it."
-    verdicts, again = [], None
-    while len(verdicts) < len(jobs):
-        w = crew.take(fresh=again == len(verdicts))
+    verdicts, ends = [], Counter() # ends: index of an answer -> workers that ended on it
+    while (n := len(verdicts)) < len(jobs):
+        w = crew.take(fresh=ends[n] > 0)
         try:
-            verdicts += w.ask(jobs[len(verdicts):], timeout)
-            if len(verdicts) == len(jobs): break
-            if w.end() or again == len(verdicts): verdicts.append("timeout")
-            else: again = len(verdicts)
+            verdicts += w.ask(jobs[n:], timeout)
+            if (n := len(verdicts)) == len(jobs): break
+            ends[n] += 1
+            if ends[n] >= w.end(): verdicts.append("timeout")
         finally: crew.give(w)
     return verdicts
 

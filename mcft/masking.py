@@ -130,7 +130,7 @@ def _tile(ids: np.ndarray, n: np.ndarray, texts: list[str], lengths: np.ndarray)
     starts = ends - lengths[ids]
     if joined.isascii(): return starts, ends
     points = _points(joined)
-    char = np.repeat(np.arange(len(joined)), 1 + (points > 0x7f) + (points > 0x7ff) + (points > 0xffff))      # bytes of each in UTF-8
+    char = np.repeat(np.arange(len(joined), dtype=np.int32), 1 + (points > 0x7f) + (points > 0x7ff) + (points > 0xffff))      # bytes of each in UTF-8
     return char[starts], char[ends - 1] + 1
 
 # %% ../nbs/03_masking.ipynb #d1bf91ce
@@ -188,8 +188,9 @@ def name_chars(
     lines = np.diff(np.searchsorted(np.flatnonzero(points == 10), turns))[::2] > 0 if len(ends) else np.zeros(0, bool)
     stop = _STOP[np.minimum(points[np.maximum(begins - 1, 0)], len(_STOP) - 1)]
     stop[:len(lines)] |= lines[:len(stop)]                            # a line end, or the end of a sentence, begins another
-    count = lambda at: np.cumsum(np.bincount(at, minlength=len(points))[:len(points)])
-    code = np.repeat(*np.array(runs).T[::-1])
+    count = lambda at: np.repeat(np.arange(len(at) + 1, dtype=np.int32), np.diff(at, prepend=0, append=len(points)))     # how many so far
+    n, code = np.array(runs, np.int32).T
+    code = np.repeat(code, n)
     in_text = (code == _CODE["critique"]) | (code == _CODE["reasoning"])
     return code + _SENTENCE*count(begins[stop])*in_text, count(ends)  # white space belongs to the word before it
 
@@ -199,12 +200,12 @@ def name_tokens(
     end: np.ndarray, # (n tokens,) one past the last character
     code: np.ndarray, # (n characters,) from `name_chars`
 ) -> tuple[np.ndarray, np.ndarray]: # (n tokens,) code of each token; its last character
-    "A token takes the name of its last character, unless it touches a tag or the box."
+    "A token takes the name of its last character, unless it touches the box or a tag."
     start = np.minimum(start, len(code) - 1)
     last = np.minimum(np.maximum(end, start + 1), len(code)) - 1    # a token of no width takes the next character
-    touches = lambda what: (n := np.concatenate([[0], np.cumsum(what)]))[last + 1] > n[start]
-    out = np.where(touches((code == _BOX) | (code == _UNBOX)), np.where(code[start] == _BOX, _BOX, _UNBOX), code[last])
-    return np.where(touches(code == _CODE["tag"]), _CODE["tag"], out), last
+    touches = lambda what: (n := np.cumsum(what, dtype=np.int32))[last] > n[start] - what[start]
+    out = np.where(touches(code == _CODE["tag"]), _CODE["tag"], code[last])
+    return np.where(touches(code == _BOX), _BOX, np.where(touches(code == _UNBOX), _UNBOX, out)), last
 
 # %% ../nbs/03_masking.ipynb #3971856f
 def _apart(texts: list, ids: list, tok) -> list[int]: # examples whose X would be tokenized otherwise at inference
@@ -607,7 +608,7 @@ def read_scores(
 # %% ../nbs/03_masking.ipynb #8a737e98
 _STYLE = dict(prompt="opacity:.6", loss="background:rgba(60,160,90,.20);border-bottom:2px solid rgb(60,160,90)",
               masked="background:rgba(235,140,30,.32);text-decoration:line-through;text-decoration-thickness:2px",
-              hidden="outline:2px dashed rgb(140,120,230);outline-offset:-2px")
+              hidden="background:rgba(140,120,230,.25);outline:1px dashed rgb(140,120,230)")
 _MEANS = dict(prompt="prompt, no loss", loss="carries loss", masked="masked: no loss", hidden="hidden from the model")
 
 def _mark(what: tuple, text: str) -> str: # one run of tokens; what: names in _STYLE

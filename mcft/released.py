@@ -25,7 +25,8 @@ def data_dir(
     "The folder with the released files."
     name = folder or os.environ.get("MCFT_DATA_DIR")
     if not name: raise FileNotFoundError("no folder of released outputs: pass one, or set MCFT_DATA_DIR; the committed rows in data/paper need none")
-    if not (d := resolve(name)/"MANIFEST.json").exists(): raise FileNotFoundError(f"{d} does not exist: {'the argument' if folder else 'MCFT_DATA_DIR'} must name a folder with a MANIFEST.json and the files it lists")
+    if not (d := resolve(name)/"MANIFEST.json").exists():
+        raise FileNotFoundError(f"{d} does not exist: {'the argument' if folder else 'MCFT_DATA_DIR'} must name a folder with a MANIFEST.json and the files it lists")
     return d.parent
 
 # %% ../nbs/00_released.ipynb #5ef7a1f8
@@ -91,7 +92,8 @@ def _facts(entry: dict, data: bytes, finish: dict): # rows of one file; finish: 
     for i, r in enumerate(_jsonl(data)): # a row without an id is known by its place
         for s, (text, right) in enumerate(zip(r["generated_responses"], r["answers_correctness"], strict=True)):
             end = finish.get((run, benchmark, settings, r.get("id"), s), {})
-            yield dict(run=run, benchmark=benchmark, settings=settings, problem_id=r.get("id", i), sample=s, gold=r["gold_answer"], extracted=extract_boxed(text) or "",
+            yield dict(run=run, benchmark=benchmark, settings=settings, problem_id=r.get("id", i), sample=s, gold=r["gold_answer"],
+                       extracted=extract_boxed(text) or "",
                        released=int(right), finish_reason=end.get("finish_reason", ""), n_tok=end.get("completion_tokens", ""), n_char=len(text),
                        closed_think=int("</think>" in text), n_tags=sum(text.count(f"<{t}>") for t in ("critique", "reasoning", "ans")),
                        sha256=hashlib.sha256(text.encode()).hexdigest())
@@ -135,8 +137,10 @@ def paper_rows(
 ): # DataFrame, text where a column holds text
     "The committed rows about the paper and its release."
     import pandas as pd
-    text = {c: str for c in ("gold", "extracted", "finish_reason", "problem_id", "sha256", "git_blob", "table", "prompt", "completion", "system_prompt", "number", "source")}
-    if not (f := resolve(folder)/f"{name}.csv").exists(): raise FileNotFoundError(f"no {f}: there are {', '.join(sorted(p.stem for p in f.parent.glob('*.csv'))) or 'no rows'}")
+    text = {c: str for c in ("gold", "extracted", "finish_reason", "problem_id", "sha256", "git_blob", "table", "prompt", "completion", "system_prompt",
+                             "number", "source")}
+    if not (f := resolve(folder)/f"{name}.csv").exists():
+        raise FileNotFoundError(f"no {f}: there are {', '.join(sorted(p.stem for p in f.parent.glob('*.csv'))) or 'no rows'}")
     return pd.read_csv(f, dtype=text, keep_default_na=False, na_values={c: [""] for c in ("n_tok", "rows", "bytes")})
 
 # %% ../nbs/00_released.ipynb #0cf5614a
@@ -172,7 +176,8 @@ def _download(entry: dict, cache: Path) -> Path: # the file in the cache, verifi
     get = pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16)
     try: return Path(pup.fetch(name, processor=lambda *a: _verify(entry, *a), downloader=get))
     except requests.HTTPError as e: raise ConnectionError(f"{name}: {url} answered {e.response.status_code}; try later, {where}") from None
-    except requests.RequestException as e: raise ConnectionError(f"{name}: {url} cannot be reached ({type(e).__name__}); connect to the network, {where}") from None
+    except requests.RequestException as e:
+        raise ConnectionError(f"{name}: {url} cannot be reached ({type(e).__name__}); connect to the network, {where}") from None
     except ValueError as e: raise ValueError(f"{name}: {url} is refused and nothing is kept: {e}; try again, {where}") from None
 
 # %% ../nbs/00_released.ipynb #8bdafaf4
@@ -221,7 +226,8 @@ def fill(
     import pandas as pd
     have, rows = (paper_rows(n) if x is None else x for n, x in (("responses", responses), ("files", files)))
     absent = rows[(rows.kind == "outputs") & (rows.status == "absent") & rows.benchmark.isin(benchmarks)]
-    if not len(absent): raise ValueError(f"nothing is absent for {', '.join(benchmarks)}: absent are outputs of {', '.join(sorted(set(rows[rows.status == 'absent'].benchmark)))}")
+    if not len(absent):
+        raise ValueError(f"nothing is absent for {', '.join(benchmarks)}: absent are outputs of {', '.join(sorted(set(rows[rows.status == 'absent'].benchmark)))}")
     new = [r for e in absent.to_dict("records") for r in _facts(e, fetch(e["path"], rows, cache).read_bytes(), {})]
     new = pd.DataFrame(new, columns=RESPONSE_FIELDS).astype({"problem_id": str, "gold": str}).assign(n_tok=float("nan"))
     return pd.concat([have, new], ignore_index=True)

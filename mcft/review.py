@@ -17,13 +17,14 @@ from itertools import combinations
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from latex2mathml.converter import convert_to_element
 from statsmodels.stats.inter_rater import cohens_kappa
-from .core import append_rows, read_rows, resolve, run_info, start_run, write_rows
+from .core import append_rows, read_rows, resolve, start_run, write_rows
 from .format import TAGS, parse_target, target_text
 from .generate import text_hash
 from .grading import grade
-from .pocket import chain_lines, check_chain
+from .pocket import check_chain
 
 # %% ../nbs/09_review.ipynb #13d2815f
 _hidden = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
@@ -65,7 +66,8 @@ def formula(
     return f'<span class="formula" title="{html.escape(tex)}">{ET.tostring(tree, encoding="unicode", method="html")}</span>'
 
 # %% ../nbs/09_review.ipynb #6330d34a
-_maths = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$(?![\s$])([^$\n]*?[^\s\\$])\$(?!\d)|(\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})", re.S)
+_maths = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$(?![\s$])([^$\n]*?[^\s\\$])\$(?!\d)"
+                    r"|(\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})", re.S)
 
 def prose(
     text: str, # written by a model
@@ -130,16 +132,19 @@ def review_rows(
 
 # %% ../nbs/09_review.ipynb #da2d3780
 STYLE = """
-.mcft-row{--paper:#fff;--ink:#1c2024;--soft:#667079;--line:#dfe3e8;--tint:#f5f7f9;--good:#14713d;--goodbg:#e3f4ea;--bad:#b3261e;--badbg:#fdeceb;--mark:#8a5300;--markbg:#fff4df;
+.mcft-row{--paper:#fff;--ink:#1c2024;--soft:#667079;--line:#dfe3e8;--tint:#f5f7f9;--good:#14713d;--goodbg:#e3f4ea;--bad:#b3261e;--badbg:#fdeceb;
+--mark:#8a5300;--markbg:#fff4df;
 color:var(--ink);background:var(--paper);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif;text-align:left}
 .mcft-row *{box-sizing:border-box}
 .mcft-row .facts{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin:0 0 12px;font-size:13px;color:var(--soft)}
-.mcft-row .facts b{font:600 14px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;color:var(--ink);margin-right:6px;overflow-wrap:anywhere}
+.mcft-row .facts b{font:600 14px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;color:var(--ink);margin-right:6px;
+overflow-wrap:anywhere}
 .mcft-row .fact{border:1px solid var(--line);border-radius:999px;padding:1px 10px;background:var(--tint);overflow-wrap:anywhere}
 .mcft-row .fact.good{color:var(--good);background:var(--goodbg);border-color:transparent}
 .mcft-row .fact.bad{color:var(--bad);background:var(--badbg);border-color:transparent}
 .mcft-row section{min-width:0;border:1px solid var(--line);border-radius:10px;background:var(--paper);overflow:hidden}
-.mcft-row h3{margin:0;padding:7px 14px;border-bottom:1px solid var(--line);background:var(--tint);font:600 12px/1.5 system-ui,sans-serif;letter-spacing:.04em;text-transform:uppercase;color:var(--soft)}
+.mcft-row h3{margin:0;padding:7px 14px;border-bottom:1px solid var(--line);background:var(--tint);font:600 12px/1.5 system-ui,sans-serif;
+letter-spacing:.04em;text-transform:uppercase;color:var(--soft)}
 .mcft-row .text{padding:10px 14px;margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:62vh;overflow-y:auto}
 .mcft-row .text:focus-visible{outline:2px solid var(--mark);outline-offset:-2px}
 .mcft-row .question .text{font-size:17px}
@@ -158,7 +163,8 @@ color:var(--ink);background:var(--paper);font:15px/1.55 system-ui,-apple-system,
 .mcft-row math .boxed{border:1px solid currentColor;border-radius:3px;padding:1px 5px}
 .mcft-row code.tex{font:.92em ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;background:none;color:inherit}
 @media (max-width:820px){.mcft-row .parts{grid-template-columns:minmax(0,1fr)}.mcft-row .text{max-height:none}}
-@media (prefers-color-scheme:dark){.mcft-row{--paper:#16191d;--ink:#e6e9ec;--soft:#98a2ac;--line:#2c3238;--tint:#1d2126;--good:#7fd8a4;--goodbg:#143423;--bad:#ff9c94;--badbg:#3d1a18;--mark:#f1bd6c;--markbg:#3a2c12}}
+@media (prefers-color-scheme:dark){.mcft-row{--paper:#16191d;--ink:#e6e9ec;--soft:#98a2ac;--line:#2c3238;--tint:#1d2126;--good:#7fd8a4;
+--goodbg:#143423;--bad:#ff9c94;--badbg:#3d1a18;--mark:#f1bd6c;--markbg:#3a2c12}}
 """
 
 # %% ../nbs/09_review.ipynb #f874bfa3
@@ -167,8 +173,8 @@ def _text(text: str) -> str: # a block of model text
 
 def _steps(row: dict) -> str: # the rollout, numbered, the first wrong step marked
     said = dict(recomputed="first wrong step, recomputed", critique="first wrong step, says the critique").get(row["wrong_by"], "")
-    items = [f'<li class="wrong"><i>{i}</i><span>{prose(t)}</span><small>{said}</small></li>' if i == row["wrong_step"] else f"<li><i>{i}</i><span>{prose(t)}</span></li>"
-             for i, t in enumerate(row["steps"], 1)]
+    wrong = lambda i: i == row["wrong_step"]
+    items = [f'<li{" class=wrong"*wrong(i)}><i>{i}</i><span>{prose(t)}</span>{f"<small>{said}</small>"*wrong(i)}</li>' for i, t in enumerate(row["steps"], 1)]
     return f'<div class="text" tabindex="0"><ol>{"".join(items)}</ol></div>' if items else _text("")
 
 def row_html(
@@ -177,13 +183,14 @@ def row_html(
     "One row: question, rollout, critique, rewrite."
     fact = lambda text, kind="": f'<span class="fact {kind}">{show(str(text))}</span>'
     facts = [fact("rollout right" if row["is_correct"] else "rollout wrong", "good" if row["is_correct"] else "bad"),
-             fact("kept" if row["status"] == "kept" else f"dropped: {row['reason']}", "good" if row["status"] == "kept" else "bad"), fact(row["family"]), fact(f"teacher {row['teacher']}")]
+             fact("kept", "good") if row["status"] == "kept" else fact(f"dropped: {row['reason']}", "bad"), fact(row["family"]), fact(f"teacher {row['teacher']}")]
     box = lambda text: formula(text) if text.strip() else "none"
     part = lambda title, body, foot="": f"<section><h3>{title}</h3>{body}{foot}</section>"
     return (f'<div class="mcft-row"><p class="facts"><b>{show(row["id"])}</b>{"".join(facts)}</p>'
             f'<section class="question"><h3>Question</h3>{_text(row["question"])}</section><div class="parts">'
             + part("Rollout", _steps(row)) + part("Critique", _text(row["critique"]))
-            + part("Rewrite", _text(row["reasoning"]), f'<div class="answer">answer <span>{box(row["answer"])}</span> · gold <span>{box(row["gold"])}</span></div>') + "</div></div>")
+            + part("Rewrite", _text(row["reasoning"]), f'<div class="answer">answer <span>{box(row["answer"])}</span> · gold <span>{box(row["gold"])}</span></div>')
+            + "</div></div>")
 
 # %% ../nbs/09_review.ipynb #9d01d444
 def decision_row(
@@ -198,7 +205,8 @@ def decision_row(
     if decision not in ("keep", "drop", "edit"): raise ValueError(f"decision is {decision!r}: keep, drop or edit")
     if (decision == "edit") != bool(edited): raise ValueError(f"{decision} of {row['id']}: an edit comes with its three texts, and nothing else does")
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return dict(row_id=row["id"], row_hash=row["row_hash"], reviewer=reviewer.strip(), time=now, decision=decision, **{k: (edited or {}).get(k) for k in EDITED}, note=note)
+    texts = {k: (edited or {}).get(k) for k in EDITED}
+    return dict(row_id=row["id"], row_hash=row["row_hash"], reviewer=reviewer.strip(), time=now, decision=decision, **texts, note=note)
 
 def last_decisions(
     decisions: list[dict], # rows of `decisions`, any order
@@ -239,8 +247,10 @@ def apply_decisions(
     for d in last_decisions(decisions).values(): by.setdefault(d["row_id"], []).append(d)
     known = {c["id"]: row_hash(c) for c in critiques}
     for d in decisions:
-        if d["row_id"] not in known: raise ValueError(f"{d['reviewer']} decided on {d['row_id']!r}, which is not among these critiques: pass the file that was reviewed")
-        if d["row_hash"] != known[d["row_id"]]: raise ValueError(f"{d['reviewer']} decided on another text of {d['row_id']!r}: the critiques were made anew since; review the row again")
+        if d["row_id"] not in known:
+            raise ValueError(f"{d['reviewer']} decided on {d['row_id']!r}, which is not among these critiques: pass the file that was reviewed")
+        if d["row_hash"] != known[d["row_id"]]:
+            raise ValueError(f"{d['reviewer']} decided on another text of {d['row_id']!r}: the critiques were made anew since; review the row again")
     return [settle(c, by[c["id"]], gold[c["problem_id"]]) if c["id"] in by else c for c in critiques]
 
 # %% ../nbs/09_review.ipynb #f5cab862
@@ -291,7 +301,8 @@ def agreement(
         table = np.array([[sum(said[a][r] == x and said[b][r] == y for r in both) for y in kinds] for x in kinds])
         used = table[:, (table.sum(0) + table.sum(1)) > 0][(table.sum(0) + table.sum(1)) > 0]
         with np.errstate(all="ignore"): k = cohens_kappa(used) if len(used) > 1 else None # a table of few rows divides by zero: nan is the answer
-        out.append(dict(first=a, second=b, rows=len(both), same=int(np.trace(table)), kappa=k.kappa if k else np.nan, low=k.kappa_low if k else np.nan, high=k.kappa_upp if k else np.nan))
+        kappa, low, high = (k.kappa, k.kappa_low, k.kappa_upp) if k else (np.nan,)*3
+        out.append(dict(first=a, second=b, rows=len(both), same=int(np.trace(table)), kappa=kappa, low=low, high=high))
     return pd.DataFrame(out, columns="first second rows same kappa low high".split()).round(4)
 
 # %% ../nbs/09_review.ipynb #32c8d791
@@ -299,7 +310,8 @@ PAGE_STYLE = """
 :root{color-scheme:light dark}
 *{box-sizing:border-box}
 body{margin:0;background:#eef1f4;color:#1c2024;font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
-.top{position:sticky;top:0;z-index:2;display:flex;flex-wrap:wrap;gap:10px 16px;align-items:center;padding:10px 20px;background:#fff;border-bottom:1px solid #dfe3e8}
+.top{position:sticky;top:0;z-index:2;display:flex;flex-wrap:wrap;gap:10px 16px;align-items:center;padding:10px 20px;background:#fff;
+border-bottom:1px solid #dfe3e8}
 .top h1{font-size:17px;margin:0;font-weight:650}.top .count{color:#667079;font-variant-numeric:tabular-nums}.top .space{flex:1}
 input,textarea,button{font:inherit;color:inherit}
 input,textarea{border:1px solid #c5ccd3;border-radius:8px;background:transparent;padding:6px 10px;width:100%}
@@ -310,21 +322,29 @@ kbd{font:11px ui-monospace,Menlo,Consolas,monospace;border:1px solid currentColo
 .index{display:flex;flex-wrap:wrap;gap:4px;padding:12px 20px 0;max-width:1500px;margin:auto}
 .index button{width:30px;height:26px;padding:0;font-size:12px;border-radius:6px;color:#667079}
 .index button.here{outline:2px solid #2f6fde;outline-offset:1px}
-.index .keep{background:#e3f4ea;color:#14713d;border-color:#14713d}.index .drop{background:#fdeceb;color:#b3261e;border-color:#b3261e}.index .edit{background:#fff4df;color:#8a5300;border-color:#8a5300}
+.index .keep{background:#e3f4ea;color:#14713d;border-color:#14713d}.index .drop{background:#fdeceb;color:#b3261e;border-color:#b3261e}
+.index .edit{background:#fff4df;color:#8a5300;border-color:#8a5300}
 main{max-width:1500px;margin:auto;padding:12px 20px 96px}
 article{background:#fff;border:1px solid #dfe3e8;border-radius:14px;padding:16px}article[hidden]{display:none}
 .fields{margin-top:14px;display:grid;gap:10px;grid-template-columns:1fr 1fr}.fields[hidden]{display:none}
-.fields label{display:block;color:#667079;font-size:13px}.fields textarea{min-height:12em;resize:vertical;color:#1c2024;font-size:15px}.fields label.wide{grid-column:1/-1}
+.fields label{display:block;color:#667079;font-size:13px}.fields textarea{min-height:12em;resize:vertical}
+.fields textarea,.fields input{color:#1c2024;font-size:15px}.fields label.wide{grid-column:1/-1}
 .note{margin-top:12px}
-.bottom{position:fixed;left:0;right:0;bottom:0;z-index:2;display:flex;gap:8px;justify-content:center;align-items:center;padding:10px 12px;background:#fff;border-top:1px solid #dfe3e8}
+.bottom{position:fixed;left:0;right:0;bottom:0;z-index:2;display:flex;gap:8px;justify-content:center;align-items:center;padding:10px 12px;
+background:#fff;border-top:1px solid #dfe3e8}
 .bottom button{min-width:92px;min-height:42px;font-weight:600}
 .do-keep{color:#14713d}.do-drop{color:#b3261e}.do-edit{color:#8a5300}
-.says{position:fixed;left:50%;bottom:76px;transform:translateX(-50%);background:#1c2024;color:#fff;border-radius:8px;padding:6px 14px;font-size:14px;max-width:92vw;z-index:3}.says:empty{display:none}
-@media (max-width:820px){.top{padding:8px 12px}.top h1{flex:1}.top .space{flex-basis:100%;height:0;margin:-5px 0}.top input{flex:1;min-width:8em}.index{padding:10px 14px 3px;flex-wrap:nowrap;overflow-x:auto}.index button{flex:none}
+.says{width:max-content;position:fixed;left:50%;bottom:76px;transform:translateX(-50%);background:#1c2024;color:#fff;border-radius:8px;
+padding:6px 14px;font-size:14px;max-width:92vw;z-index:3}.says:empty{display:none}
+@media (max-width:820px){.top{padding:8px 12px}.top h1{flex:1}.top .space{flex-basis:100%;height:0;margin:-5px 0}.top input{flex:1;min-width:8em}
+.index{padding:10px 14px 3px;flex-wrap:nowrap;overflow-x:auto}.index button{flex:none}
 main{padding:10px 12px 96px}article{padding:12px}.fields{grid-template-columns:1fr}.bottom button{min-width:0;flex:1;padding:6px 4px}kbd{display:none}}
-@media (prefers-color-scheme:dark){body{background:#0e1013;color:#e6e9ec}.top,.bottom,article{background:#16191d;border-color:#2c3238}input,textarea,button{border-color:#3b434b}.fields textarea{color:#e6e9ec}
-.top .count,.fields label,.index button{color:#98a2ac}.do-keep{color:#7fd8a4}.do-drop{color:#ff9c94}.do-edit{color:#f1bd6c}.says{background:#e6e9ec;color:#16191d}
-.index .keep{background:#143423;color:#7fd8a4;border-color:#7fd8a4}.index .drop{background:#3d1a18;color:#ff9c94;border-color:#ff9c94}.index .edit{background:#3a2c12;color:#f1bd6c;border-color:#f1bd6c}}
+@media (prefers-color-scheme:dark){body{background:#0e1013;color:#e6e9ec}.top,.bottom,article{background:#16191d;border-color:#2c3238}
+input,textarea,button{border-color:#3b434b}.fields textarea,.fields input{color:#e6e9ec}
+.top .count,.fields label,.index button{color:#98a2ac}.do-keep{color:#7fd8a4}.do-drop{color:#ff9c94}.do-edit{color:#f1bd6c}.says{background:#e6e9ec;
+color:#16191d}
+.index .keep{background:#143423;color:#7fd8a4;border-color:#7fd8a4}.index .drop{background:#3d1a18;color:#ff9c94;border-color:#ff9c94}
+.index .edit{background:#3a2c12;color:#f1bd6c;border-color:#f1bd6c}}
 """
 
 # %% ../nbs/09_review.ipynb #acf451d4
@@ -345,16 +365,18 @@ function paint() {
     dots[i].className = (d ? d.decision : '') + (i === at ? ' here' : '');
   });
   const n = rows.filter(e => last(e.dataset.id)).length;
+  label();
   $('.count').textContent = n + ' of ' + rows.length + ' decided';
   dots[at].scrollIntoView({block: 'nearest', inline: 'nearest'});
 }
+function label() { $('[data-do=edit]').firstChild.data = $('.fields', rows[at]).hidden ? 'Edit' : 'Save'; }
 function go(i) { at = Math.max(0, Math.min(rows.length - 1, i)); paint(); window.scrollTo(0, 0); }
 function next() { const i = rows.findIndex((e, j) => j > at && !last(e.dataset.id)); go(i >= 0 ? i : at + 1); }
 
 function decide(kind) {
   const e = rows[at], box = $('.fields', e), edit = kind === 'edit';
   if (!who()) { $('#who').focus(); return say('Your name first: every decision carries one.'); }
-  if (edit && box.hidden) { box.hidden = false; field(e, 'critique').focus(); return say('Change the texts, then press Edit again to save.'); }
+  if (edit && box.hidden) { box.hidden = false; label(); field(e, 'critique').focus(); return say('Change the texts, then press Save.'); }
   const text = k => edit ? field(e, k).value : null, texts = ['critique', 'reasoning', 'answer'].map(text);
   if (edit && texts.some(t => !t.trim())) return say('No part may be empty: drop the row instead.');
   if (edit && texts.some(t => tags.some(g => t.includes(g)))) return say('No part may hold a tag such as ' + tags[0] + '.');
@@ -373,12 +395,13 @@ function download() {
   a.click();
   setTimeout(() => URL.revokeObjectURL(a.href), 1000);
 }
-const actions = {keep: () => decide('keep'), drop: () => decide('drop'), edit: () => decide('edit'), back: () => go(at - 1), next: () => go(at + 1), download: download};
+const actions = {keep: () => decide('keep'), drop: () => decide('drop'), edit: () => decide('edit'),
+                 back: () => go(at - 1), next: () => go(at + 1), download: download};
 const keys = {k: 'keep', d: 'drop', e: 'edit', ArrowLeft: 'back', p: 'back', ArrowRight: 'next', n: 'next', s: 'download'};
 $$('[data-do]').forEach(b => b.addEventListener('click', () => actions[b.dataset.do]()));
 dots.forEach((b, i) => b.addEventListener('click', () => go(i)));
 document.addEventListener('keydown', e => {
-  if (e.key === 'Escape') { $('.fields', rows[at]).hidden = true; return document.activeElement.blur(); }
+  if (e.key === 'Escape') { $('.fields', rows[at]).hidden = true; label(); return document.activeElement.blur(); }
   if (e.ctrlKey || e.metaKey || e.altKey || /INPUT|TEXTAREA/.test(e.target.tagName) || !(e.key in keys)) return;
   e.preventDefault(); actions[keys[e.key]]();
 });
@@ -393,7 +416,8 @@ def _article(row: dict, i: int) -> str: # a row with the fields of its edit
     area = lambda k: f'<label>{k}<textarea name="{k}" spellcheck="false">\n{html.escape(row[k])}</textarea></label>'
     fields = area("critique") + area("reasoning") + f'<label class="wide">answer<input name="answer" spellcheck="false" value="{html.escape(row["answer"])}"></label>'
     return (f'<article data-id="{html.escape(row["id"])}" data-hash="{html.escape(row["row_hash"])}" hidden>{row_html(row)}'
-            f'<div class="fields" hidden>{fields}</div><div class="note"><input name="note" placeholder="Note (optional)" aria-label="Note on row {i}"></div></article>')
+            f'<div class="fields" hidden>{fields}</div>'
+            f'<div class="note"><input name="note" placeholder="Note (optional)" aria-label="Note on row {i}"></div></article>')
 
 def _digest(text: str) -> str: # as a content security policy names it
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -411,11 +435,14 @@ def review_page(
     bar = button("back", "Back", "←") + button("keep", "Keep", "k") + button("drop", "Drop", "d") + button("edit", "Edit", "e") + button("next", "Next", "→")
     dots = "".join(f'<button type="button" aria-label="row {i}">{i}</button>' for i in range(1, n+1))
     page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-            f'<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,"><title>{show(title)}</title><style>{style}</style></head>'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<link rel="icon" href="data:,"><title>{show(title)}</title><style>{style}</style></head>'
             f'<body data-page="{text_hash("".join(r["row_hash"] for r in rows))}" data-tags="{html.escape(" ".join(TAGS))}">'
-            f'<header class="top"><h1>{show(title)}</h1><span class="count"></span><span class="space"></span><input id="who" placeholder="Your name" aria-label="Your name" autocomplete="off">'
+            f'<header class="top"><h1>{show(title)}</h1><span class="count"></span><span class="space"></span>'
+            f'<input id="who" placeholder="Your name" aria-label="Your name" autocomplete="off">'
             f'<button type="button" data-do="download">Download<kbd>s</kbd></button></header><nav class="index" aria-label="Rows">{dots}</nav>'
-            f'<main>{"".join(_article(r, i) for i, r in enumerate(rows, 1))}</main><div class="says" role="status"></div><footer class="bottom">{bar}</footer><script>{SCRIPT}</script></body></html>\n')
+            f'<main>{"".join(_article(r, i) for i, r in enumerate(rows, 1))}</main><div class="says" role="status"></div>'
+            f'<footer class="bottom">{bar}</footer><script>{SCRIPT}</script></body></html>\n')
     path = resolve(path); path.parent.mkdir(parents=True, exist_ok=True); path.write_text(page, encoding="utf-8")
     return path
 
@@ -435,7 +462,8 @@ class ReviewWidget:
         self.note = w.Text(placeholder="optional", description="Note")
         self.fields = {k: w.Textarea(description=k, layout=w.Layout(width="100%", height="4em" if k == "answer" else "12em")) for k in EDITED}
         self.edit_box = w.VBox(list(self.fields.values()))
-        self.buttons = {k: w.Button(description=k.capitalize(), button_style=s) for k, s in dict(back="", keep="success", drop="danger", edit="warning", next="").items()}
+        styles = dict(back="", keep="success", drop="danger", edit="warning", next="")
+        self.buttons = {k: w.Button(description=k.capitalize(), button_style=s) for k, s in styles.items()}
         for k, b in self.buttons.items(): b.on_click(lambda _, k=k: self.press(k))
         self.box = w.VBox([w.HBox([self.who, self.says]), self.view, self.edit_box, self.note, w.HBox(list(self.buttons.values()))])
         self.who.observe(lambda _: self.draw(), "value")
@@ -446,8 +474,6 @@ class ReviewWidget:
         display(self.box)
 
 # %% ../nbs/09_review.ipynb #d32eab42
-from fastcore.basics import patch
-
 @patch
 def decided(self: ReviewWidget) -> dict: # row id -> decision of this reviewer
     "What the file says, for the name in the field."
@@ -459,9 +485,10 @@ def draw(self: ReviewWidget):
     "Show the row at hand."
     row, said = self.rows[self.at], self.decided()
     self.view.value = f"<style>{STYLE}</style>{row_html(row)}"
-    self.says.value = f"row {self.at+1} of {len(self.rows)}, {sum(r['id'] in said for r in self.rows)} decided" + (f", this one: {said[row['id']]}" if row["id"] in said else "")
+    this = f", this one: {said[row['id']]}" if row["id"] in said else ""
+    self.says.value = f"row {self.at+1} of {len(self.rows)}, {sum(r['id'] in said for r in self.rows)} decided{this}"
     for k, f in self.fields.items(): f.value = row[k]
-    self.edit_box.layout.display, self.note.value = "none", ""
+    self.edit_box.layout.display, self.buttons["edit"].description, self.note.value = "none", "Edit", ""
 
 @patch
 def next_open(self: ReviewWidget, after: int):
@@ -476,7 +503,8 @@ def press(self: ReviewWidget, what: str):
     if what in ("back", "next"):
         self.at = max(0, min(len(self.rows)-1, self.at + (1 if what == "next" else -1))); return self.draw()
     if not self.who.value.strip(): self.says.value = "Your name first: every decision carries one."; return
-    if what == "edit" and self.edit_box.layout.display == "none": self.edit_box.layout.display = None; self.says.value = "Change the texts, then press Edit again to save."; return
+    if what == "edit" and self.edit_box.layout.display == "none":
+        self.edit_box.layout.display, self.buttons["edit"].description, self.says.value = None, "Save", "Change the texts, then press Save."; return
     edited = {k: f.value for k, f in self.fields.items()} if what == "edit" else None
     append_rows(self.path, [decision_row(self.rows[self.at], self.who.value, what, edited, self.note.value)], "decisions")
     self.next_open(self.at)
@@ -508,7 +536,8 @@ def review_table(
     "What the review changed."
     seen = {d["row_id"] for d in decisions}
     kept = lambda rows: sum(c["status"] == "kept" for c in rows)
-    rows = [("rows", len(before)), ("kept before", kept(before)), ("reviewed", len(seen)), ("edited", sum(a["teacher"] != b["teacher"] for a, b in zip(after, before))),
+    rows = [("rows", len(before)), ("kept before", kept(before)), ("reviewed", len(seen)),
+            ("edited", sum(a["teacher"] != b["teacher"] for a, b in zip(after, before))),
             ("dropped by review", sum(a["status"] == "dropped" and b["status"] == "kept" for a, b in zip(after, before))),
             ("taken back", sum(a["status"] == "kept" and b["status"] == "dropped" for a, b in zip(after, before))), ("kept after", kept(after))]
     return pd.DataFrame(rows, columns=["step", "rows"])

@@ -49,7 +49,7 @@ def paired_p_bounds(
     n: int, # problems
 ) -> tuple[float, float]: # smallest and largest p
     "Exact McNemar p over every pairing that has these totals."
-    if not 0 <= min(correct1, correct2) <= max(correct1, correct2) <= n: raise ValueError(f"{correct1} and {correct2} right of {n}: counts between 0 and the problems")
+    if not (0 <= correct1 <= n and 0 <= correct2 <= n): raise ValueError(f"{correct1} and {correct2} right of {n}: counts between 0 and the problems")
     both = range(max(0, correct1+correct2-n), min(correct1, correct2)+1)
     ps = [mcnemar_p(correct1-k, correct2-k) for k in both]
     return min(ps), max(ps)
@@ -64,7 +64,8 @@ def compare_counts(
     "Second minus first: Newcombe's 95% interval, Fisher's exact test, the pooled z test."
     from scipy.stats import fisher_exact
     from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
-    if not (0 <= correct1 <= n1 and 0 <= correct2 <= n2 and n1 and n2): raise ValueError(f"{correct1} of {n1} and {correct2} of {n2}: counts between 0 and the problems")
+    if not (0 <= correct1 <= n1 and 0 <= correct2 <= n2 and n1 and n2):
+        raise ValueError(f"{correct1} of {n1} and {correct2} of {n2}: counts between 0 and the problems")
     low, high = confint_proportions_2indep(correct2, n2, correct1, n1, method="newcomb", compare="diff")
     z, z_p = proportions_ztest([correct2, correct1], [n2, n1]) if 0 < correct1+correct2 < n1+n2 else (0.0, 1.0)
     fisher = fisher_exact([[correct1, n1-correct1], [correct2, n2-correct2]]).pvalue
@@ -93,8 +94,9 @@ def bootstrap(
         cols = rng.integers(k, size=(*rows.shape, k) if seeds == "nested" else (*rows.shape[:-1], 1, k))
         return x[rows[..., None], cols].mean((-2, -1))
     if n == 1: raise ValueError("one problem: nothing can be said about other problems; pass two or more")
-    ci = stats.bootstrap((np.arange(n),), mean, method="percentile", confidence_level=level, n_resamples=n_resamples, vectorized=True, batch=100, rng=rng).confidence_interval
-    return float(x.mean()), float(ci.low), float(ci.high)
+    how = dict(method="percentile", confidence_level=level, n_resamples=n_resamples, vectorized=True, batch=100, rng=rng)
+    low, high = stats.bootstrap((np.arange(n),), mean, **how).confidence_interval
+    return float(x.mean()), float(low), float(high)
 
 # %% ../nbs/00_stats.ipynb #0e83da28
 def sign_flip_p(
@@ -173,8 +175,8 @@ def mdd_table(
     "What each benchmark can show, with 80% power at the 5% level and one response per problem."
     import pandas as pd
     points = lambda x: round(100*x, 1)
-    return pd.DataFrame([dict(benchmark=b, n=n, one_problem=points(1/n), paired=points(mdd_paired(n, discordance)), unpaired=points(mdd_unpaired(n, share))) for b, n in sizes.items()],
-                        columns="benchmark n one_problem paired unpaired".split())
+    row = lambda b, n: (b, n, points(1/n), points(mdd_paired(n, discordance)), points(mdd_unpaired(n, share)))
+    return pd.DataFrame([row(b, n) for b, n in sizes.items()], columns="benchmark n one_problem paired unpaired".split())
 
 # %% ../nbs/00_stats.ipynb #07c95431
 def tost_counts(
@@ -197,7 +199,7 @@ def tost_paired(
     "Equivalence of two paired means, by t tests (statsmodels)."
     from statsmodels.stats.weightstats import ttost_paired
     a, b = (np.asarray(x, dtype=float) for x in (first, second))
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2: raise ValueError(f"shapes {a.shape} and {b.shape}: pass the same problems (or seeds) twice, two or more")
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2: raise ValueError(f"shapes {a.shape} and {b.shape}: the same problems (or seeds) twice, two or more")
     if margin <= 0: raise ValueError(f"margin is {margin}: above 0, such as 0.03 for 3 points")
     return float(ttost_paired(b, a, -margin, margin)[0]) if np.ptp(b - a) > 0 else float("nan")
 

@@ -8,7 +8,7 @@ __all__ = ['FATAL', 'RETRY', 'Ask', 'Reply', 'TeacherStop', 'Price', 'price_of',
            'Endpoint', 'read_completion', 'OpenAITeacher']
 
 # %% ../nbs/00_teacher.ipynb #b0a83a29
-import asyncio, fcntl, gzip, json, math, os, queue, random, re, time
+import asyncio, fcntl, gzip, json, math, os, random, re, time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,7 +72,8 @@ def price_of(
     model: str, # as the endpoint knows it
 ) -> Price:
     "Look a price up; an unknown one is an error."
-    if model not in prices: raise ValueError(f"no price for model {model!r} (known: {', '.join(prices) or 'none'}): add it to `prices` as [input, output] dollars per million tokens, [0, 0] if it is free")
+    if model not in prices: raise ValueError(f"no price for model {model!r} (known: {', '.join(prices) or 'none'}): add it to `prices` as [input, output] "
+                                             "dollars per million tokens, [0, 0] if it is free")
     if len(prices[model]) != 2 or min(prices[model]) < 0: raise ValueError(f"price of {model!r} is {prices[model]!r}: two numbers, [input, output], 0 or more")
     return Price(*map(float, prices[model]))
 
@@ -344,12 +345,14 @@ class Endpoint:
     def __post_init__(self):
         if self.key_env and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.key_env):
             raise ValueError("key_env is not the name of an environment variable (capitals, digits, _): write its name, never the key")
-        if not re.match(r"https?://[^@/]+(/|$)", self.base_url): raise ValueError("base_url is not http(s)://host[:port]/path without a user or password in it: keys go into an environment variable")
+        if not re.match(r"https?://[^@/]+(/|$)", self.base_url):
+            raise ValueError("base_url is not http(s)://host[:port]/path without a user or password in it: keys go into an environment variable")
         if self.max_tokens < 1: raise ValueError(f"max_tokens is {self.max_tokens}: at least 1")
 
     def key(self) -> str: # the secret; never store or print it
         if not self.key_env: return "keyless"
-        if not (key := os.environ.get(self.key_env, "").strip()): raise ValueError(f"environment variable {self.key_env} is not set: export it with the key of {self.base_url}, or set key_env to \"\" for a keyless server")
+        if not (key := os.environ.get(self.key_env, "").strip()):
+            raise ValueError(f"environment variable {self.key_env} is not set: export it with the key of {self.base_url}, or set key_env to \"\" for a keyless server")
         return key
 
     def settings(self) -> dict: # what changes a reply; the address does not
@@ -430,8 +433,10 @@ class _Pool:
         while not self.stop:
             if delay := self.pace.delay(self.t.prompt_tokens(ask) + self.t.endpoint.max_tokens): await self._sleep(delay*(1 + self.rng.random()/50)); continue
             while not self.stop and self._short(bound) and self.n_flying: self.freed.clear(); await self.freed.wait()
-            if self._short(bound): self.end(f"money budget: {self.book.spent:.4f} of {lim.max_cost:.4f} dollars are spent and the next request may cost {bound:.4f}; raise max_cost to go on")
-            elif lim.max_requests and self.book.n_sent >= lim.max_requests: self.end(f"request budget: {self.book.n_sent} of {lim.max_requests} requests are sent; raise max_requests to go on")
+            if self._short(bound): self.end(f"money budget: {self.book.spent:.4f} of {lim.max_cost:.4f} dollars are spent and the next request may cost {bound:.4f}; "
+                                            "raise max_cost to go on")
+            elif lim.max_requests and self.book.n_sent >= lim.max_requests:
+                self.end(f"request budget: {self.book.n_sent} of {lim.max_requests} requests are sent; raise max_requests to go on")
             if self.stop: break
             self.reserved += bound; self.n_flying += 1; self.book.sent(ask.key, bound)
             return bound
@@ -459,7 +464,8 @@ class _Pool:
 
     async def _again(self, f: Failure, n: int) -> bool: # wait and try again?
         if f.fatal: self.end(f"{f.kind} at {self.t.endpoint.base_url}: {f.text}")
-        elif (f.wait or 0) > self.limits.max_wait: self.end(f"{f.kind}: the endpoint asks to wait {f.wait:.0f} s, more than max_wait ({self.limits.max_wait:.0f}); run again later")
+        elif (f.wait or 0) > self.limits.max_wait:
+            self.end(f"{f.kind}: the endpoint asks to wait {f.wait:.0f} s, more than max_wait ({self.limits.max_wait:.0f}); run again later")
         if f.fatal or self.stop or not f.retry or n == self.limits.max_tries: return False
         wait = self.limits.wait(n, f.wait, self.rng)
         if f.wait is not None: self.pace.hold(f.wait)
@@ -468,7 +474,8 @@ class _Pool:
 
     def _give_up(self, ask: Ask, failed: Reply) -> Reply:
         self.book.keep(ask, failed); self.failed_in_row += 1
-        if self.failed_in_row >= self.limits.max_failed: self.end(f"{self.failed_in_row} asks in a row failed for good, the last by {failed.error}: is {self.t.endpoint.base_url} up? Run again to go on")
+        if self.failed_in_row >= self.limits.max_failed:
+            self.end(f"{self.failed_in_row} asks in a row failed for good, the last by {failed.error}: is {self.t.endpoint.base_url} up? Run again to go on")
         return failed
 
     async def _send(self, ask: Ask, n_bad: int) -> Reply:

@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 from .core import append_rows, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
-from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes
+from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes, world_size
 from .masking import (IGNORE, KINDS, PRESETS, MaskPlan, MaskSpec, add_moments, load_tokenizer, mask_band, mask_id, mask_moments, preset, read_scores)
 
 # %% ../nbs/04_train.ipynb #eb3f5698
@@ -80,6 +80,7 @@ class TrainConfig:
     log_steps: int = 1 # updates between two rows of train_log.jsonl
     save_steps: int = 0 # updates between two resumable states; 0 = none
     part_steps: int = 0 # updates between two measurements of the loss by part and of the validation loss; 0 = at the start and the end
+    part_rows: int = 24 # training rows the loss by part is measured on; each measurement costs about an update
     sanity_steps: int = 0 # before the run: so many updates on one batch must overfit (20 will do); 0 = not tried
     report_to: str = "none" # none, tensorboard (into out_dir) or wandb
     resume: str = "same" # out_dir holds another run: "same" is an error, "fresh" replaces it
@@ -87,7 +88,8 @@ class TrainConfig:
     def __post_init__(self): check_config(self)
 
 # %% ../nbs/04_train.ipynb #7fef2c9e
-_PLAIN_MASK = dict(mask_rate=None, mask_mode="loss", mask_unit="token", mask_draw="bernoulli", mask_schedule="static", mask_target="critique", mask_by="random")
+_PLAIN_MASK = dict(mask_rate=None, mask_mode="loss", mask_unit="token", mask_draw="bernoulli", mask_schedule="static",
+                   mask_target="critique", mask_by="random")
 
 def _check_mask(cfg): # what the mask_* fields say together
     if cfg.mask_preset:
@@ -95,10 +97,12 @@ def _check_mask(cfg): # what the mask_* fields say together
         if other := [k for k, v in _PLAIN_MASK.items() if getattr(cfg, k) != v]:
             raise ValueError(f"mask_preset={cfg.mask_preset!r} says it all, but {other[0]} is {getattr(cfg, other[0])!r}: leave it out, or the preset")
     if cfg.method == "cft" and (cfg.mask_rate or cfg.mask_preset):
-        raise ValueError(f"method='cft' masks nothing, but mask_rate is {mask_spec(replace(cfg, method='mcft')).rate!r}: use method='mcft', or leave the mask out")
+        rate = mask_spec(replace(cfg, method="mcft")).rate
+        raise ValueError(f"method='cft' masks nothing, but mask_rate is {rate!r}: use method='mcft', or leave the mask out")
     spec = mask_spec(cfg)
     if cfg.method == "sft" and spec.rate and "critique" in spec.targets:
-        raise ValueError(f"method='sft' has no critique to mask, but mask_target is {spec.target!r}: use method='mcft', mask_target='reasoning', or no mask_rate")
+        raise ValueError(f"method='sft' has no critique to mask, but mask_target is {spec.target!r}: use method='mcft', mask_target='reasoning', "
+                         "or no mask_rate")
     if (spec.by == "random") == bool(cfg.mask_scores):
         raise ValueError(f"mask_by={spec.by!r} with mask_scores={cfg.mask_scores!r}: a mask by score needs a file of scores, a random one takes none")
 
@@ -120,7 +124,7 @@ def check_config(
                    loader=LOADERS, report_to=REPORTS, strategy=STRATEGIES)
     for name, values in allowed.items():
         if (v := getattr(cfg, name)) not in values: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(values)}")
-    for name in ("epochs", "batch_size", "grad_accumulation", "num_processes", "log_steps", "max_length"):
+    for name in ("epochs", "batch_size", "grad_accumulation", "num_processes", "log_steps", "part_rows", "max_length"):
         if not isinstance(v := getattr(cfg, name), int) or v < 1: raise ValueError(f"{name} is {v!r}, expected a whole number from 1")
     for name in ("save_steps", "part_steps", "sanity_steps", "warmup", "weight_decay", "threads"):
         if (v := getattr(cfg, name)) < 0: raise ValueError(f"{name} is {v!r}, expected 0 or more")
@@ -271,7 +275,8 @@ def check_counts(
 ):
     "Prompt 0 %, all of the rest 100 %, what may be masked apart."
     n, on, new = (dict(zip(PARTS, row.tolist())) for row in counts)
-    if not sum(on.values()): raise ValueError(f"no label is left in a batch of {sum(n.values())} tokens: all are {IGNORE}; lower mask_rate or mask less (mask_target)")
+    if not sum(on.values()):
+        raise ValueError(f"no label is left in a batch of {sum(n.values())} tokens: all are {IGNORE}; lower mask_rate or mask less (mask_target)")
     if on["prompt"]:
         raise ValueError(f"{on['prompt']} of {n['prompt']} prompt tokens carry loss, expected none: the data collator rebuilt the labels from "
                          "input_ids, so no mask reaches the loss; use a collator that keeps ready labels (TRL's does, transformers' "
@@ -344,6 +349,10 @@ class LabelGuard:
 # %% ../nbs/04_train.ipynb #3504c9e1
 _PIECE = 2**25 # logits made at once: 128 MiB in float32
 
+def _full(p): # a weight in shards, gathered
+    from torch.distributed.tensor import DTensor
+    return p.full_tensor() if isinstance(p, DTensor) else p
+
 def label_nll(
     hidden: torch.Tensor, # (N, d) last hidden states
     head: torch.nn.Linear, # the model's output embedding
@@ -351,12 +360,10 @@ def label_nll(
     reduction: str = "sum", # sum or none
 ) -> torch.Tensor: # () or (N,), nats, float32
     "Negative log-likelihood of the targets, logits in pieces."
-    from torch.distributed.tensor import DTensor
-    whole = lambda p: p.full_tensor() if isinstance(p, DTensor) else p
     with maybe_gather_lm_head_ctx(head.weight):
-        weight = whole(head.weight).to(hidden.dtype)
+        weight = _full(head.weight).to(hidden.dtype)
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(16, _PIECE//len(weight)))
-        bias = None if head.bias is None else whole(head.bias).to(hidden.dtype)
+        bias = None if head.bias is None else _full(head.bias).to(hidden.dtype)
         return linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction=reduction, options=options).float()
 
 def use_label_head(
@@ -369,7 +376,7 @@ def use_label_head(
         if labels is None: return self.plain_forward(input_ids=input_ids, **kwargs)
         hidden = self.base_model(input_ids=input_ids, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
         at = labels[:, 1:] != IGNORE
-        if not at.any(): return CausalLMOutput(loss=(hidden.sum() + head.weight.sum())*0.)   # zero, with a gradient everywhere
+        if not at.any(): return CausalLMOutput(loss=(hidden.sum() + _full(head.weight).sum())*0.)   # zero, with a gradient everywhere
         nll = label_nll(hidden[at], head, labels[:, 1:][at], "none" if per_token else "sum")
         return CausalLMOutput(loss=nll if per_token else nll/(at.sum() if num_items_in_batch is None else num_items_in_batch))
     model.plain_forward, model.forward = model.forward, MethodType(forward, model)
@@ -400,7 +407,8 @@ def part_losses(
     for i, nll in _target_losses(model, rows, batch_size):
         a = rows[i]["spans"][0][1]; m, k = masks[i][a:], may[i][a:]
         kinds = {kind: np.concatenate([np.full(e - b, kk == kind) for b, e, kk in rows[i]["spans"]])[a:] for kind in KINDS}
-        for name, at in dict(target=np.full(len(m), True), masked=m, kept=k & ~m, **kinds).items(): total[name] += nll[at].sum(dtype=float); n[name] += int(at.sum())
+        for name, at in dict(target=np.full(len(m), True), masked=m, kept=k & ~m, **kinds).items():
+            total[name] += nll[at].sum(dtype=float); n[name] += int(at.sum())
     model.train(was)
     return {f"loss_{k}": float(total[k]/n[k]) for k in names if n[k] and k != "eos"}
 
@@ -486,7 +494,7 @@ def sft_config(
     cpu: bool, # from `check_platform`
 ) -> SFTConfig: # TRL's arguments
     "Our parameters in TRL's words."
-    return SFTConfig(
+    args = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.grad_accumulation,
         num_train_epochs=cfg.epochs, max_steps=cfg.max_steps, learning_rate=cfg.lr, warmup_steps=cfg.warmup, lr_scheduler_type=cfg.scheduler,
         optim=cfg.optimizer, weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, bf16=cfg.bf16,
@@ -495,6 +503,8 @@ def sft_config(
         ddp_backend="gloo" if cpu and cfg.num_processes > 1 else None, ddp_find_unused_parameters=False,
         logging_steps=cfg.log_steps, logging_nan_inf_filter=False, report_to="wandb" if cfg.report_to == "wandb" else "none", disable_tqdm=True,
         dataloader_pin_memory=not cpu, save_strategy="steps" if cfg.save_steps else "no", save_steps=cfg.save_steps or 500, save_total_limit=1)
+    if cpu: vars(args)["_setup_devices"] = torch.device("cpu")   # several are "cpu:0", "cpu:1" otherwise, which torch.load does not know
+    return args
 
 def reporters(
     cfg: TrainConfig, # a run's parameters
@@ -516,8 +526,8 @@ def check_vocabulary(
     "Raise `ValueError` unless tokenizer and rows fit the model."
     used = {name: i for name in ("bos", "eos", "pad", "mask") if (i := getattr(tok, f"{name}_token_id")) is not None}
     if high := [name for name, i in used.items() if i >= n_vocab]:
-        raise ValueError(f"the {high[0]} token of {cfg.model_dir} has id {used[high[0]]}, but its model has a vocabulary of {n_vocab}: tokenizer and weights are "
-                         "of two models; take both from one place, or call model.resize_token_embeddings(len(tokenizer)) and save it")
+        raise ValueError(f"the {high[0]} token of {cfg.model_dir} has id {used[high[0]]}, but its model has a vocabulary of {n_vocab}: tokenizer and "
+                         "weights are of two models; take both from one place, or call model.resize_token_embeddings(len(tokenizer)) and save it")
     if (top := max(max(r["input_ids"]) for r in rows)) >= n_vocab:
         raise ValueError(f"{cfg.encoded} holds token id {top}, but {cfg.model_dir} has a vocabulary of {n_vocab}: it was encoded with another model's "
                          f"tokenizer; run stage 03 with model_dir={cfg.model_dir!r}")
@@ -565,16 +575,17 @@ def load_data(
     "Read rows and scores, hold out questions, choose the method's rows."
     rows, val = split_validation(read_rows(cfg.encoded, "encoded"), cfg.val_share)
     layout = "question" if cfg.method == "sft" else "critique"
-    return TrainData(training_rows(rows, cfg), [r for r in val if r["layout"] == layout], read_scores(cfg.mask_scores, mask_spec(cfg)) if cfg.mask_scores else None)
+    scores = read_scores(cfg.mask_scores, mask_spec(cfg)) if cfg.mask_scores else None
+    return TrainData(training_rows(rows, cfg), [r for r in val if r["layout"] == layout], scores)
 
 def measurements(
     cfg: TrainConfig, # a run's parameters
     model, # causal language model
     data: TrainData, # of the run
 ): # () -> dict of losses
-    "Losses by part on up to 48 training rows, and on all held-out ones."
+    "Losses by part on `part_rows` training rows, and on all held-out ones."
     by_length = lambda rows: sorted(rows, key=lambda r: len(r["input_ids"]))
-    sample, val, spec = by_length(pick_rows(data.rows, min(48, len(data.rows)), cfg.seed)), by_length(data.val), mask_spec(cfg)
+    sample, val, spec = by_length(pick_rows(data.rows, min(cfg.part_rows, len(data.rows)), cfg.seed)), by_length(data.val), mask_spec(cfg)
     measure = lambda rows: part_losses(model, rows, spec, cfg.batch_size, data.scores)
     return lambda: {**measure(sample), **({f"val_{k}": v for k, v in measure(val).items()} if val else {})}
 
@@ -594,7 +605,8 @@ def make_trainer(
     draws = epochs if spec.schedule == "per_epoch" else 1
     ready = label_rows(rows, MaskPlan(rows, spec, data.scores, None if spec.mode == "loss" else mask_id(tok)), draws, several)
     guard = LabelGuard(rows, spec, ready, draws, data.scores)
-    order = EpochOrder([len(r["input_ids"]) for r in rows], update_size(cfg), cfg.seed, cfg.group_by_length, draws, cfg.num_processes*cfg.batch_size if several else 1)
+    even = cfg.num_processes*cfg.batch_size if several else 1
+    order = EpochOrder([len(r["input_ids"]) for r in rows], update_size(cfg), cfg.seed, cfg.group_by_length, draws, even)
     use_label_head(model)
     log = TrainLog(folder/"train_log.jsonl", measurements(cfg, model, data), cfg.part_steps,
                    lambda m: check_world(trainer.accelerator, cfg.num_processes, cfg.strategy, m))
@@ -631,8 +643,8 @@ def check_overfit(
 ):
     "Raise `ValueError` unless the loss has fallen under its share `SANITY`."
     if not losses[-1] < SANITY*losses[0]:
-        raise ValueError(f"{len(losses) - 1} updates on one batch took the loss from {losses[0]:.3f} to {losses[-1]:.3f}, expected under {SANITY} of the first: "
-                         "check labels and learning rate before a long run, or set sanity_steps=0")
+        raise ValueError(f"{len(losses) - 1} updates on one batch took the loss from {losses[0]:.3f} to {losses[-1]:.3f}, expected under {SANITY} of the "
+                         "first: check labels and learning rate before a long run, or set sanity_steps=0")
 
 # %% ../nbs/04_train.ipynb #b6c794c1
 def _whole(path: Path) -> bool: # transformers writes this file last, but not by rename: a kill can tear it
@@ -738,7 +750,9 @@ def main(
     p.add_argument("--config", type=Path, required=True, help="JSON file")
     fields = json.loads(p.parse_args(argv).config.read_text())
     if unknown := set(fields) - set(TrainConfig.__dataclass_fields__): raise ValueError(f"{sorted(unknown)[0]!r} is no field of TrainConfig")
-    info = train(TrainConfig(**fields))
+    cfg = TrainConfig(**fields)
+    check_world(SimpleNamespace(num_processes=world_size()), cfg.num_processes)   # this entry starts no others
+    info = train(cfg)
     if is_main(): print(json.dumps({k: info[k] for k in ("steps", "loss_first", "loss_last", "num_processes", "tokens_per_second")}))
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 

@@ -4,7 +4,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mcft.core import read_rows
@@ -24,7 +24,6 @@ class Seen:
     lost: int = 0  # rows of the uninterrupted run that are missing or changed
     duplicated: int = 0  # ids that stand twice
     hung: int = 0  # attempts that had to be given up
-    rows_at_kill: list = field(default_factory=list)  # responses on disk at each kill
 
 
 def start(
@@ -61,7 +60,6 @@ def attempt(
         child.kill()
         child.join()
         seen.tried += 1
-        seen.rows_at_kill.append(written(cfg))
         return False
     if child.exitcode: raise RuntimeError(f'the evaluation in {cfg.out_dir} ended with exit code {child.exitcode}: its error stands above')
     return True
@@ -101,7 +99,7 @@ def config(
     small: bool,
 ) -> EvalConfig:
     "The pocket base on short problems, in many small batches, sampled: a draw that depends on the kill would show."
-    return EvalConfig('data/pocket/base', 'data/pocket/problems.jsonl.gz', str(out), ('chain', 'gcd'), 16 if small else 100, n_samples=2,
+    return EvalConfig('data/pocket/base', 'data/pocket/problems.jsonl.gz', str(out), ('chain', 'gcd'), 10 if small else 100, n_samples=2,
                       max_new_tokens=120, batch_size=8, temperature=0.8)
 
 
@@ -140,4 +138,5 @@ def measure(
         finish(whole, Seen())
         seen, folders = kill_until_done(replace(whole, out_dir=f'{d}/killed'), kills, written(whole), random.Random(7))
         for f in folders: compare(Path(whole.out_dir), f, seen)
-    return [dict(name='evaluation, kill -9', tried=seen.tried, lost=seen.lost, duplicated=seen.duplicated, hung=seen.hung, seconds=round(time.monotonic() - t0, 1))]
+    counts = dict(tried=seen.tried, lost=seen.lost, duplicated=seen.duplicated, hung=seen.hung)
+    return [dict(name='evaluation, kill -9', **counts, seconds=round(time.monotonic() - t0, 1))]

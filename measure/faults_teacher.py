@@ -24,7 +24,7 @@ def wrong_by(text: str, line: int, k: int) -> str:
 
 
 def world(folder: Path, n_questions: int, n_samples: int = 3) -> int:  # number of rollouts
-    "Pocket questions and made-up chains, some right and some wrong, no two alike."
+    "Pocket questions and made-up chains, some right, some wrong, no two alike; one in fifty counts as cut off."
     from mcft.core import SCHEMAS, write_rows
     from mcft.format import solution_text
     from mcft.pocket import teach
@@ -40,7 +40,8 @@ def world(folder: Path, n_questions: int, n_samples: int = 3) -> int:  # number 
             t = teach(p['question'], '1+1=2')
             for k in range(n_samples):
                 chain = wrong_by(t['reasoning'], (i + k) % len(t['reasoning'].splitlines()), k) if k else t['reasoning']
-                yield {**blank, 'id': f"{p['id']}.{k}", 'problem_id': p['id'], 'sample': k, 'text': solution_text(chain, t['answer']), 'finish_reason': 'stop'}
+                yield {**blank, 'id': f"{p['id']}.{k}", 'problem_id': p['id'], 'sample': k, 'text': solution_text(chain, t['answer']),
+                       'finish_reason': 'length' if (n_samples*i + k) % 50 == 49 else 'stop'}
     write_rows(folder/'problems.jsonl', unique.values(), 'problems')
     return write_rows(folder/'rollouts.jsonl', rollouts(), 'rollouts')
 
@@ -56,7 +57,8 @@ def client(c: dict, out: str):
     from mcft.teacher import Limits
     os.environ |= ENV
     who = TeacherConfig('openai', model='teacher', base_url=c['url'], prices=dict(teacher=[MONEY, MONEY]), max_tokens=4000, limits=Limits(**c['limits']))
-    with open(os.devnull, 'w') as f, redirect_stdout(f): run_critique(CritiqueConfig(f"{c['folder']}/problems.jsonl", f"{c['folder']}/rollouts.jsonl", who, Prompt(), 1, confirm=True), out)
+    cfg = CritiqueConfig(f"{c['folder']}/problems.jsonl", f"{c['folder']}/rollouts.jsonl", who, Prompt(), 1, confirm=True)
+    with open(os.devnull, 'w') as f, redirect_stdout(f): run_critique(cfg, out)
 
 
 def start(c: dict, out: Path) -> mp.Process:
@@ -158,12 +160,13 @@ def kills_row(folder: Path, n: int, kills: int, idempotent: bool, keep: Path|Non
     sent, billed, disk = *(sum(k['counts'][x].values()) for x in ('sent', 'billed')), len(answered(k['out']))
     in_flight = sent - disk  # sent in full, not on the disk when the client was killed
     if in_flight > 8*k['n_killed']: raise RuntimeError(f"{in_flight} replies lost in flight by {k['n_killed']} kills at 8 requests at once")
-    twice = sum(v > 1 for v in k['counts']['billed'].values()) if idempotent else 0
-    if keep: note(keep, 'kill -9' + (', idempotency key' if idempotent else ''), {
+    if not k['n_killed']: raise RuntimeError('no kill met a running client: take more questions')
+    twice = sum(v > 1 for v in k['counts']['billed'].values()) if idempotent else 0  # without the key a reply lost in flight is billed again
+    name, differ = 'kill -9' + (', endpoint honours the idempotency key' if idempotent else ''), same(lines(alone/'critiques.jsonl'), lines(k['out']/'critiques.jsonl'))
+    if keep: note(keep, name, {
         'kills': k['n_killed'], 'requests': sum(k['counts']['seen'].values()), 'replies on disk': disk, 'asked again after a reply was on disk': k['again'],
         'replies lost in flight': in_flight, 'most that could be': 8*k['n_killed'], 'billed': billed, 'asks billed twice': sum(v > 1 for v in k['counts']['billed'].values())})
-    return dict(name='teacher, kill -9' + (', endpoint honours the idempotency key' if idempotent else ''), tried=n, lost=same(lines(alone/'critiques.jsonl'), lines(k['out']/'critiques.jsonl')),
-                duplicated=k['again'] + twice, hung=0 if k['ended'] else 1, seconds=round(k['seconds'], 1))
+    return dict(name=f'teacher, {name}', tried=n, lost=differ, duplicated=k['again'] + twice, hung=0 if k['ended'] else 1, seconds=round(k['seconds'], 1))
 
 
 def measure(small: bool) -> list[dict]:

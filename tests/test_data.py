@@ -39,7 +39,7 @@ def config(source, **kw) -> DataConfig:
 @pytest.fixture(scope='module')
 def limo(tmp_path_factory):
     path = tmp_path_factory.mktemp('limo')/'limo.parquet'
-    pd.DataFrame(limo_rows(16)).to_parquet(path)
+    pd.DataFrame(limo_rows(10)).to_parquet(path)
     return path
 
 
@@ -57,13 +57,13 @@ def contents(out) -> dict:
 
 def test_three_different_rollouts_of_every_question_or_it_says_how_many(whole):
     rollouts, draws, table = read_rows(whole/'rollouts.jsonl', 'rollouts'), read_rows(whole/'draws.jsonl', 'rollouts'), pd.read_csv(whole/'questions.csv')
-    assert table.problem_id.tolist() == [f'limo-{i:04d}' for i in range(16)]
+    assert table.problem_id.tolist() == [f'limo-{i:04d}' for i in range(10)]
     for q in table.itertuples():
         texts = [r['text'] for r in rollouts if r['problem_id'] == q.problem_id]
         assert len(texts) == len({' '.join(t.split()) for t in texts}) == q.rollouts == 3 - q.missing
         assert q.missing == 0 or q.rounds == 3
     assert len({r['id'] for r in draws}) == len(draws) and {r['id'] for r in rollouts} <= {r['id'] for r in draws}
-    assert {r['round'] for r in draws} == {0, 1, 2} and len([r for r in draws if r['round'] == 0]) == 48
+    assert {r['round'] for r in draws} == {0, 1, 2} and len([r for r in draws if r['round'] == 0]) == 30
     first = [r for r in draws if r['round'] == 0 and r['problem_id'] == 'limo-0003']
     assert table.pass_rate[3] == pytest.approx(sum(r['is_correct'] for r in first)/3, abs=1e-4)
     assert run_info(whole)['n_missing'] == table.missing.sum()
@@ -88,7 +88,7 @@ cfg = config(sys.argv[1]); run_data(cfg, questions_of(cfg), sys.argv[2])
 """
 
 
-@pytest.mark.parametrize('share', [0.1, 0.6, 0.95])
+@pytest.mark.parametrize('share', [0.1, 0.7])
 def test_killed_in_the_middle_it_ends_with_the_same_bytes(limo, whole, tmp_path, share):
     out, until = tmp_path/'run', share*len((whole/'draws.jsonl').read_bytes())
     env = dict(os.environ, PYTHONPATH=f'{ROOT}:{ROOT}/tests')
@@ -169,10 +169,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 ASK_HUB = """
-from mcft.data import read_questions
-rows = read_questions('GAIR/LIMO', 'train', {'question': 'question', 'answer': 'answer'}, 'b60f446')
+from mcft.data import load_questions
+rows = load_questions('GAIR/LIMO', 'train', {'question': 'question', 'answer': 'answer'}, 'b60f446')
 print(len(rows), rows[0]['source'], rows[0]['id'], rows[2]['answer'])
-try: read_questions('GAIR/LIMO', 'train', {'question': 'question', 'answer': 'answer'}, 'abcdef0')
+try: load_questions('GAIR/LIMO', 'train', {'question': 'question', 'answer': 'answer'}, 'abcdef0')
 except ValueError as e: print(e)
 """
 
@@ -181,7 +181,8 @@ def test_limo_from_a_hub_by_commit_over_http(tmp_path):
     Hub.data = ''.join(json.dumps(r) + '\n' for r in limo_rows(5)).encode()
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path), HF_HUB_OFFLINE='0', HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1')
+    env = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path), HF_HUB_OFFLINE='0', HF_HUB_DISABLE_XET='1',
+               HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1')
     try: done = subprocess.run([sys.executable, '-c', ASK_HUB], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     finally: server.shutdown()
     assert done.returncode == 0, done.stderr[-3000:] + '\n'.join(Hub.asked)

@@ -1,5 +1,5 @@
-"""What the evaluation notebook cannot show: kill -9 in the middle of a real generation, a server that dies, prompts as the model sees them, and the committed tables."""
-import json, os, signal, subprocess, sys, threading, time
+"""What the evaluation notebook cannot show: kill -9 in a real evaluation, a server that dies, prompts as the model sees them, and the committed tables."""
+import json, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -29,26 +29,6 @@ def config(world, out, **kw):
     return EvalConfig(str(world/"model"), str(world/"problems.jsonl"), str(world/out), **dict(dict(max_new_tokens=24, batch_size=BATCH), **kw))
 
 
-def test_killed_evaluation_goes_on_and_ends_the_same(world):
-    sampling = dict(temperature=1.0, n_samples=2)
-    whole = evaluate(config(world, "whole", **sampling))
-    out = world/"killed"
-    code = f"from mcft.eval import *; evaluate({config(world, out.name, **sampling)!r})"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    responses, deadline = out/"responses.jsonl", time.monotonic() + 60
-    while not (responses.exists() and responses.read_bytes().count(b"\n") >= 2*BATCH):
-        assert child.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL); child.wait()
-    before = len(read_rows(responses, partial=True))
-    assert not (out/"run.json").exists() and 0 < before < whole["scores"]["near"]["n"] + whole["scores"]["far"]["n"]
-    with open(responses, "a") as f: f.write('{"id": "near-')  # a torn line, as a kill during a write leaves it
-    resumed = evaluate(config(world, out.name, **sampling))
-    assert resumed["scores"] == whole["scores"]
-    for name in ("responses.jsonl", "verdicts.jsonl"):
-        assert (out/name).read_bytes() == (world/"whole"/name).read_bytes()
-
-
 def test_kills_at_random_moments_lose_nothing_and_repeat_nothing():
     [row] = measure(small=True)
     assert row['name'] == 'evaluation, kill -9' and row['tried'] == 3
@@ -66,7 +46,8 @@ def test_the_prompt_is_question_instruction_and_system_prompt_with_one_bos(world
     from mcft.generate import load, prompt_ids, text_hash
     _, tok = load(world/"model")
     kinds = dict(bare={}, asked=dict(instruction="Box it."), told=dict(instruction="Box it.", system_prompt="Solve user question"))
-    rows = {k: evaluate(config(world, f"prompt-{k}", n_problems=2, max_new_tokens=2, **kw)) and read_rows(world/f"prompt-{k}/responses.jsonl", "responses")[0] for k, kw in kinds.items()}
+    for k, kw in kinds.items(): evaluate(config(world, f"prompt-{k}", n_problems=2, max_new_tokens=2, **kw))
+    rows = {k: read_rows(world/f"prompt-{k}/responses.jsonl", "responses")[0] for k in kinds}
     question = next(p for p in read_rows(world/"problems.jsonl") if p["id"] == rows["bare"]["problem_id"])["question"]
     turns = dict(bare=[question], asked=[f"{question}\n\nBox it."], told=["Solve user question", f"{question}\n\nBox it."])
     for k, r in rows.items():
@@ -110,7 +91,7 @@ class Server:
 
 def test_a_server_that_dies_is_replaced_by_one_at_another_address(world):
     def served(url): return EvalConfig("org/some-model", str(world/"problems.jsonl"), str(world/"served"), backend="openai", n_samples=2, temperature=0.6,
-                                       backend_args=dict(base_url=url, concurrency=3, max_retries=0))
+                                       backend_options=dict(base_url=url, concurrency=3, max_retries=0))
     first, second = Server(lives=20), Server()
     with first as url, pytest.raises(RuntimeError, match="out of order"): evaluate(served(url))
     assert len(read_rows(world/"served/responses.jsonl", "responses")) == 20

@@ -49,7 +49,8 @@ def url(folder):
 
 
 def served(url, folder, model='base', **kw) -> BackendConfig:
-    return BackendConfig(str(folder/model), 'openai', base_url=url, tokenizer=str(folder/'base'), **dict(dict(concurrency=2, key_env='MCFT_TEST_KEY', timeout=60), **kw))
+    how = dict(concurrency=2, key_env='MCFT_TEST_KEY', timeout=60)
+    return BackendConfig(str(folder/model), 'openai', base_url=url, tokenizer=str(folder/'base'), **dict(how, **kw))
 
 
 def test_a_server_answers_as_the_model_in_process(url, folder):
@@ -112,7 +113,8 @@ def answer(text='ok', n=2):
                      choices=[dict(index=0, finish_reason='stop', message=dict(role='assistant', content=text))])
 
 
-def far(url, **kw) -> BackendConfig: return BackendConfig('m', 'openai', base_url=url, **dict(dict(key_env='MCFT_TEST_KEY', max_retries=2, concurrency=2), **kw))
+def far(url, **kw) -> BackendConfig:
+    return BackendConfig('m', 'openai', base_url=url, **dict(dict(key_env='MCFT_TEST_KEY', max_retries=2, concurrency=2), **kw))
 
 
 def test_a_busy_server_is_asked_again():
@@ -127,21 +129,16 @@ def test_a_request_holds_the_turns_the_sampling_and_its_own_seed():
     assert len({b['seed'] for b in count}) == 4 == len(rows)
     for b in count:
         assert b['messages'] == [dict(role='system', content='be brief'), dict(role='user', content='a')]
-        assert {k: b[k] for k in ('model', 'max_tokens', 'temperature', 'top_p', 'top_k')} == dict(model='m', max_tokens=9, temperature=0.6, top_p=0.95, top_k=-1)
+        assert [b[k] for k in ('model', 'max_tokens', 'temperature', 'top_p', 'top_k')] == ['m', 9, 0.6, 0.95, -1]
     assert {frozenset(r) for r in rows} == {frozenset('index sample text n_tok n_prompt_tok finish_reason prompt_hash'.split())}
 
 
 def test_what_was_answered_before_a_failure_is_handed_out():
     with fake(lambda body, n, headers: (400, dict(error=dict(message='no'))) if body['messages'][0]['content'] == 'q5' else answer()) as (url, count):
         got = []
-        with pytest.raises(RuntimeError, match='status 400'): got.extend(r for b in keep(make_backend(far(url)).generate([f'q{i}' for i in range(50)]), got) for r in b)
+        with pytest.raises(RuntimeError, match='status 400'):
+            for batch in make_backend(far(url)).generate([f'q{i}' for i in range(50)]): got.extend(batch)
     assert {0, 1, 2, 3, 4} <= {r['index'] for r in got} and len(count) < 12
-
-
-def keep(batches, into):
-    "Pass nothing on, keep all."
-    for b in batches: into.extend(b)
-    return []
 
 
 def test_an_unreachable_server_is_named_and_the_key_is_not(monkeypatch):
@@ -160,7 +157,8 @@ def test_a_refused_key_is_not_quoted(monkeypatch):
 
 def test_a_slow_server_is_given_up():
     with fake(lambda *_: time.sleep(1) or answer()) as (url, count):
-        with pytest.raises(TimeoutError, match=r'did not answer within 0\.2 s \(1 retries\)'): rows_of(make_backend(far(url, timeout=0.2, max_retries=1)), ['a'])
+        there = make_backend(far(url, timeout=0.2, max_retries=1))
+        with pytest.raises(TimeoutError, match=r'did not answer within 0\.2 s \(1 retries\)'): rows_of(there, ['a'])
 
 
 def test_an_interrupted_generation_goes_on_with_equal_rows():
@@ -176,7 +174,7 @@ def test_finished_rows_leave_and_the_text_stays():
     "Greedy completions of the base, against `generate` of transformers one prompt at a time."
     model, tok = load('data/pocket/base')
     here = make_backend(BackendConfig('data/pocket/base'))
-    asked = [r['question'] for r in read_rows('data/pocket/problems.jsonl.gz', 'problems')][:8000:250]
+    asked = [r['question'] for r in read_rows('data/pocket/problems.jsonl.gz', 'problems')][:8000:500]
     rows = rows_of(here, asked, Sampling(96), batch_size=16)
     for q, r in zip(asked, rows):
         ids = tok.apply_chat_template(Prompt(q).turns, add_generation_prompt=True, return_tensors='pt', return_dict=True).to(model.device)
@@ -195,4 +193,4 @@ def test_vllm_says_how_to_get_it():
 def test_benchmark_rows():
     from measure.bench_generation import measure
     rows = measure(small=True)
-    assert [r['bound'] for r in rows] == ['>= 3', '>= 1'] and all(r['ratio'] > 1 for r in rows)
+    assert [r['bound'] for r in rows] == ['>= 3', '>= 1'] and rows[0]['ratio'] > 1.5

@@ -80,7 +80,8 @@ def test_a_changed_file_is_refused_and_leaves_nothing(site, name):
     assert kept(site) == []
 
 
-@pytest.mark.parametrize('name, says', [('missing', 'answered 404'), ('broken', 'answered 500'), ('short', 'cannot be reached'), ('slow', 'cannot be reached')])
+@pytest.mark.parametrize('name, says', [('missing', 'answered 404'), ('broken', 'answered 500'), ('short', 'cannot be reached'),
+                                        ('slow', 'cannot be reached')])
 def test_a_failing_server_is_named_with_the_way_out(site, monkeypatch, name, says):
     monkeypatch.setattr(released, 'TIMEOUT', 0.5)
     with pytest.raises(ConnectionError) as e: site.get(f'released/{name}.jsonl')
@@ -187,7 +188,8 @@ def test_no_pickle_is_ever_opened():
     "Pickles of the release are named by blob id only: no module that reads the release can load one."
     for name in ('released', 'audit'):
         tree = ast.parse((ROOT/'mcft'/f'{name}.py').read_text(encoding='utf-8'))
-        names = {a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names} | {getattr(n, 'module', None) for n in ast.walk(tree)}
+        names = {a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names} | {getattr(n, 'module', None)
+            for n in ast.walk(tree)}
         attrs = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         assert not {'pickle', 'cloudpickle', 'joblib', 'dill'} & names and not {'read_pickle', 'Unpickler'} & attrs
 

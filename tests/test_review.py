@@ -38,7 +38,8 @@ FIELDS = ('id', 'question', 'rollout', 'critique', 'reasoning', 'answer', 'statu
 def harmless(**kw) -> dict:
     "A row of `review_rows`."
     return dict(dict(id='c.1', question='What is $2+2$?', rollout='<think>\nIt is 5.\n</think>\n\\boxed{5}', critique='Step 1 is wrong: $2+2=4$.', reasoning='$2+2=4$', answer='4',
-                     status='kept', reason='', teacher='t', gold='4', family='sums', is_correct=False, steps=review.steps_of(kw.get('rollout', 'It is 5.\n\\boxed{5}')), wrong_step=1, wrong_by='critique', row_hash='0'*12), **kw)
+                     status='kept', reason='', teacher='t', gold='4', family='sums', is_correct=False, wrong_step=1, wrong_by='critique', row_hash='0'*12,
+                     steps=review.steps_of(kw.get('rollout', 'It is 5.\n\\boxed{5}'))), **kw)
 
 
 def hostile_rows() -> list:
@@ -74,10 +75,9 @@ def assert_nothing_ran(page):
     page.wait_for_timeout(300)
     assert page.seen == []
     assert page.evaluate('window.pwned') is None
-    found = page.evaluate("[...document.querySelectorAll('.mcft-row img,.mcft-row script,.mcft-row svg,.mcft-row iframe,.mcft-row a,.mcft-row style,.mcft-row object,.mcft-row link,.mcft-row base')].length")
-    assert found == 0
-    handlers = page.evaluate("[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()).filter(n => n.startsWith('on') || n === 'href' && false)")
-    assert handlers == []
+    elements = ','.join(f'.mcft-row {e}' for e in 'img script svg iframe a style object link base'.split())
+    assert page.evaluate('s => document.querySelectorAll(s).length', elements) == 0
+    assert page.evaluate("[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()).filter(n => n.startsWith('on'))") == []
 
 
 def visible(text: str) -> str:
@@ -149,7 +149,8 @@ def test_hostile_text_is_shown_in_the_docs_and_does_not_run(watched, tmp_path):
         nbformat.v4.new_code_cell('row', outputs=[html(f'<style>{review.STYLE}</style>{review.row_html(row)}')])])
     (tmp_path/'site').mkdir()
     nbformat.write(nb, tmp_path/'site'/'index.ipynb')
-    done = subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-c', str(ROOT/'docs'), str(tmp_path/'site'), str(tmp_path/'out')], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-c', str(ROOT/'docs'), str(tmp_path/'site'), str(tmp_path/'out')]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     watched.goto((tmp_path/'out'/'index.html').as_uri())
     text = ''.join(watched.locator('article.bd-article').inner_text().split())
@@ -239,7 +240,7 @@ def test_formulas_are_bounded_in_time_and_never_raise():
     import random
     import time
     rng, t0 = random.Random(0), time.time()
-    pieces = ['{', '}', '\\frac', '^', '_', '\\left(', '\\right)', '&', '\\\\', '\\begin{matrix}', '\\end{matrix}', 'x', '<b>', '\\text{', '$', '\\href{', '\\sqrt[', ']', '\x00', '\\color{red}']
+    pieces = ['<b>', '\\text{', '$', '\\href{', '\\sqrt[', ']', '\x00', '\\color{red}', '{', '}', '\\frac', '^', '_', '\\left(', '\\right)', '&', '\\\\', '\\begin{matrix}', '\\end{matrix}', 'x']
     for _ in range(1500):
         out = review.formula(''.join(rng.choice(pieces) for _ in range(rng.randint(1, 60))))
         assert '<b>' not in out.split('>', 1)[1]

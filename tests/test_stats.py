@@ -7,9 +7,11 @@ from hypothesis import given, settings, strategies as st
 
 from mcft.stats import bootstrap, compare_paired, maj_at_k, mcnemar_p, mdd_paired, paired_counts, paired_p_bounds, pass_at_k
 
+patient = settings(deadline=None) # the first call imports the libraries
 verdicts = st.integers(1, 40).flatmap(lambda n: st.tuples(*[st.lists(st.booleans(), min_size=n, max_size=n)]*2))
 
 
+@patient
 @given(verdicts)
 def test_the_bounds_hold_for_every_pairing(pair):
     a, b = pair
@@ -18,6 +20,7 @@ def test_the_bounds_hold_for_every_pairing(pair):
     assert low <= mcnemar_p(c['only_first'], c['only_second']) <= high
 
 
+@patient
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
     n, correct, k = case
@@ -25,6 +28,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
     assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws))/len(draws))
 
 
+@patient
 @given(st.lists(st.sampled_from(['7', '7.0', '8', '9', '', None]), min_size=1, max_size=9), st.randoms())
 def test_a_vote_does_not_depend_on_the_order(answers, rnd):
     pairs = [(a, a in ('7', '7.0')) for a in answers]
