@@ -412,7 +412,7 @@ class _Stage:
         self.cfg = cfg; self.teacher, settings = make_teacher(cfg.teacher)
         prompt = replace(cfg.prompt, style="none") if cfg.teacher.name == "symbolic" else cfg.prompt
         self.how = Asking(prompt, dict(teacher=cfg.teacher.name, **settings), cfg.repairs, cfg.checks)
-        self.problems = {p["id"]: p for p in stream_rows(cfg.problems, "problems")}
+        self.problems = {p["id"]: {k: p[k] for k in ("id", "question", "answer")} for p in stream_rows(cfg.problems, "problems")} # memory: only what is used
 
     def rollouts(self): # (rollout, problem) pairs, read one at a time
         for r in stream_rows(self.cfg.rollouts, "rollouts"):

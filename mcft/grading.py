@@ -116,10 +116,11 @@ def serve(
     for line in sys.stdin:
         seconds, jobs = json.loads(line)
         for job in jobs:
+            t0 = time.process_time()
             signal.setitimer(signal.ITIMER_PROF, seconds)
             verdict = verify_text(*job)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            if _peak_mib() > memory_mib/4: os._exit(1)
+            if time.process_time() - t0 > 0.02 and _peak_mib() > memory_mib/4: os._exit(1) # so much memory takes longer than that to fill
             print(verdict, file=out)
 
 # %% ../nbs/00_grading.ipynb #f9cd87c8

@@ -233,8 +233,8 @@ def _spans_and_words(bounds: np.ndarray, code: np.ndarray, word: np.ndarray): # 
 def _check_encoded(row: dict, eos: tuple, bos: tuple): # what may never go wrong unseen; the tokens as text and id
     ids, name, have = row["input_ids"], row["id"], {s[2] for s in row["spans"]}
     if have != (want := {"prompt", "tag", "eos", *_OPENERS[row["layout"]]}):
-        raise ValueError(f"{name}: spans hold {sorted(have)}, expected {sorted(want)}: a token of this tokenizer swallows a whole part; add the tags "
-                         "to it as special tokens")
+        raise ValueError(f"{name}: spans hold {sorted(have)}, expected {sorted(want)}: no token is left for a part. The tokenizer drops its "
+                         "characters, or merges them with a tag: add the tags to it as special tokens")
     if ids[-1] != eos[1] or row["spans"][-1][1] - row["spans"][-1][0] != 1:
         raise ValueError(f"{name}: ends in token {ids[-1]}, expected one end token {eos[0]!r} ({eos[1]}): it is not in the vocabulary as one token")
     if bos[1] is not None and ids[:2] == [bos[1]]*2: raise ValueError(f"{name}: starts with two {bos[0]!r}: the chat template must write it once")
@@ -360,6 +360,7 @@ def find_units(
     spec: MaskSpec, # what to mask; its unit and target matter here
 ) -> Units: # with all tokens of the target, in order
     "The tokens that may be masked, in units that are drawn as a whole."
+    if not rows: raise ValueError("no rows to mask: encode some first (stage 03), or look at what was dropped there")
     first, size, kind, n_tok = _flat_spans(rows)
     may = np.isin(kind, [_CODE["critique"], _CODE["reasoning"], len(KINDS)])
     hit = np.isin(kind, [len(KINDS) if t == "answer" else _CODE[t] for t in spec.targets])
@@ -389,8 +390,9 @@ def unit_scores(
     n = np.bincount(units.example[units.unit], minlength=len(rows))
     for r, k in zip(rows, n):
         have = len(scores[r["id"]]) if r["id"] in scores else None
-        if k and have != k: raise ValueError(f"{r['id']}: {'no' if have is None else have} scores for its {k} tokens that may be masked (target {spec.target!r}): "
-                                             "they were made for other rows or another target")
+        if k and have != k:
+            raise ValueError(f"{r['id']}: {'no' if have is None else have} scores for its {k} tokens that may be masked (target {spec.target!r}): "
+                             "they were made for other rows or another target")
     flat = np.fromiter(chain.from_iterable(scores[r["id"]] for r, k in zip(rows, n) if k), float, n.sum())
     if not np.isfinite(flat).all(): raise ValueError(f"{(~np.isfinite(flat)).sum()} of {len(flat)} scores are no finite numbers: make them again")
     return np.bincount(units.unit, flat)/np.bincount(units.unit) * (1 if spec.by.endswith("high") else -1)
@@ -666,7 +668,8 @@ def encode_all(
     too_long: str = "error", # "error" or "drop"
 ) -> tuple[list[dict], dict]: # encoded rows in both layouts; id -> reason of what was dropped
     "Encode what stage 02 kept; count what is left out and why."
-    kept, out, dropped = [r for r in rows if r["status"] == "kept"], [], {r["id"]: f"status {r['status']} in 02: {r['reason']}" for r in rows if r["status"] != "kept"}
+    kept, out = [r for r in rows if r["status"] == "kept"], []
+    dropped = {r["id"]: f"status {r['status']} in 02: {r['reason']}" for r in rows if r["status"] != "kept"}
     name, n = max(Counter(r["id"] for r in rows).items(), key=lambda x: x[1], default=("", 0))
     if n > 1: raise ValueError(f"critique id {name!r} stands {n} times: ids name the draws and must differ")
     for i in progress(range(0, len(kept), 256), "encoding"):

@@ -141,5 +141,6 @@ def write_scores(
     rows = read_rows(encoded, "encoded")
     model = AutoModelForCausalLM.from_pretrained(resolve(model_dir) if resolve(model_dir).exists() else model_dir).eval()
     if (top := max(max(r["input_ids"]) for r in rows)) >= model.config.vocab_size:
-        raise ValueError(f"{encoded} holds token {top}, but {model_dir} has {model.config.vocab_size}: encode with that model's tokenizer, or score with the student")
+        raise ValueError(f"{encoded} holds token {top}, but {model_dir} has {model.config.vocab_size}: encode with that model's tokenizer, or "
+                         "score with the student")
     return write_rows(path, score_rows(model, rows, score, target), "scores")

@@ -382,7 +382,6 @@ class OpenAITeacher:
     ):
         self.endpoint, self.limits, self.price, self.chars_per_token = endpoint, limits, price, chars_per_token
         self.name = f"openai:{endpoint.model}"
-        endpoint.key() # say at once that it is missing
 
     def prompt_tokens(self, ask: Ask) -> int: # by rule
         return math.ceil(ask.n_chars/self.chars_per_token)
@@ -391,7 +390,7 @@ class OpenAITeacher:
         return self.price.cost(self.prompt_tokens(ask), self.endpoint.max_tokens)
 
     def run(self, asks, book, follow):
-        pool = _Pool(self, book, follow)
+        self.endpoint.key(); pool = _Pool(self, book, follow) # a missing key is told before anything is taken up
         with ThreadPoolExecutor(1, "teacher") as own: # a notebook's thread has a running loop already
             done = own.submit(asyncio.run, pool.work(iter(asks)))
             while not done.done():

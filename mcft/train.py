@@ -475,7 +475,9 @@ class TrainLog(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kw): self.opt += time.perf_counter() - self.t0
 
-    def on_step_end(self, args, state, control, **kw): next(self.bar, None)
+    def on_step_end(self, args, state, control, **kw):
+        next(self.bar, None)
+        if state.global_step >= state.max_steps: control.should_save = False   # a run resumed at its end would make one update more
 
     def on_log(self, args, state, control, logs=None, **kw):
         if "loss" not in logs: return

@@ -2,9 +2,11 @@
 
 The server is tests/fault_server.py: real HTTP on 127.0.0.1, seeded faults. Three runs: a fifth of the requests meets a fault; the client is killed
 (SIGKILL) at random moments and resumed; the same with an endpoint that honours the Idempotency-Key of each request."""
-import csv, json, multiprocessing as mp, os, random, shutil, sys, tempfile, time
+import csv, json, multiprocessing as mp, os, random, shutil, sys, tempfile, threading, time
 from contextlib import redirect_stdout
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from measure.rows import RESULTS, ROOT
 
@@ -56,6 +58,7 @@ def client(c: dict, out: str):
     from mcft.critique import CritiqueConfig, Prompt, TeacherConfig, run_critique
     from mcft.teacher import Limits
     os.environ |= ENV
+    tqdm.set_lock(threading.RLock())  # its own lock holds a semaphore, which a killed process leaves behind
     who = TeacherConfig('openai', model='teacher', base_url=c['url'], prices=dict(teacher=[MONEY, MONEY]), max_tokens=4000, limits=Limits(**c['limits']))
     cfg = CritiqueConfig(f"{c['folder']}/problems.jsonl", f"{c['folder']}/rollouts.jsonl", who, Prompt(), 1, confirm=True)
     with open(os.devnull, 'w') as f, redirect_stdout(f): run_critique(cfg, out)

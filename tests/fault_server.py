@@ -96,13 +96,15 @@ class Server:
             self.malformed[text] += 1
             return web.Response(body=data[:len(data)//2], content_type='application/json')
         response = web.StreamResponse(headers={'Content-Type': 'application/json', 'Content-Length': str(len(data))})
-        await response.prepare(request)
-        await response.write(data[:len(data)//2])
-        if kind == 'reset':
-            request.transport.abort()
-            return response
-        await response.write(data[len(data)//2:])
-        await response.write_eof()
+        try:
+            await response.prepare(request)
+            await response.write(data[:len(data)//2])
+            if kind == 'reset':
+                request.transport.abort()
+                return response
+            await response.write(data[len(data)//2:])
+            await response.write_eof()
+        except ConnectionResetError: return response  # the client is gone: not sent
         self.sent[text] += 1
         return response
 

@@ -33,6 +33,7 @@ def test_wall_clock_stops_a_worker_that_is_stuck_without_using_the_processor():
     w.line = lambda seconds: w.line_seconds(1.0)
     assert list(w.ask([("symbolic", "1/2", "0.5")], 1.0)) == []
     assert not w.usable()
+    assert w.end() == 1 and w.proc.returncode is not None  # one chance, and gone
 
 
 def test_a_worker_killed_from_outside_is_replaced():

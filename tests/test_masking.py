@@ -17,8 +17,8 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}<|user|>{{ m['content'] }}{% e
 
 def row(i='1', **parts) -> dict:
     "One critique."
-    return dict(id=i, problem_id='p' + i, question='What is (3 + 4) * 2?', rollout='3 + 4 = 7. 7 * 2 = 15.', critique='The sum is right. But 7 * 2 is 14, not 15.',
-                reasoning='3 + 4 = 7.\n7 * 2 = 14.', answer='14') | parts
+    return dict(id=i, problem_id='p' + i, question='What is (3 + 4) * 2?', rollout='3 + 4 = 7. 7 * 2 = 15.',
+                critique='The sum is right. But 7 * 2 is 14, not 15.', reasoning='3 + 4 = 7.\n7 * 2 = 14.', answer='14') | parts
 
 
 def tokenizer(kind: str, tags: bool):
@@ -32,8 +32,8 @@ def tokenizer(kind: str, tags: bool):
         t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         if kind == 'qwen':
             t.normalizer = normalizers.NFC()
-            t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r'\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+'), 'isolated'),
-                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+            pattern = Regex(r'\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+')
+            t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, 'isolated'), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     elif kind == 'unigram':
         t, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer(vocab_size=220, special_tokens=special, unk_token='[UNK]', show_progress=False)
         t.normalizer, t.pre_tokenizer, t.decoder = normalizers.NFKC(), pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -103,7 +103,7 @@ def check_against_reference(r: dict, tok, layout: str):
 def test_encoding(name, layout):
     "Astral text, Windows line ends, combining marks, words without white space; box and tags stay whole."
     tok = TOKENIZERS[name]
-    for r in (row(), row(critique='𝟑 + 𝟒 is fine 👍🏽. Étape 2:\r\nnaïve e\u0301é, wrong!  Yes.', reasoning='𝟕 × 2 = 14\r\n\r\n一二三 = 14', answer='14'),
+    for r in (row(), row(critique='𝟑 + 𝟒 is fine 👍🏽. Étape 2:\r\nnaïve e\u0301é, wrong!  Yes.', reasoning='𝟕 × 2 = 14\r\n\r\n一二三 = 14'),
               row(critique='a\u00a0b\u3000c.  \t\n\n d', reasoning='x', answer='\\frac{1}{2}'), row(critique='critique', reasoning='reasoning', answer=' 7 ')):
         check_against_reference(r, tok, layout)
         e = encode(r, tok, layout)
@@ -138,6 +138,14 @@ def test_length():
     assert all(e['input_ids'][-1] == tok.eos_token_id and e['spans'][-1][2] == 'eos' for e in out)
 
 
+def test_nothing_left_of_a_part():
+    "A critique that the tokenizer drops altogether is an error that names the row."
+    with pytest.raises(ValueError, match="7:critique: spans hold .* no token is left for a part"):
+        encode(row('7', critique='\x00\x01'), TOKENIZERS['wordpiece'], 'critique')
+    assert encode_rows([], TOKENIZERS['bpe'], 'critique') == []
+    with pytest.raises(ValueError, match='no rows to mask'): MaskPlan([], MaskSpec())
+
+
 def test_template_that_opens_a_thought():
     "DeepSeek-R1's generation prompt ends in <think>: not twice in the question layout, not at all before a critique."
     tok = tokenizer('bpe', True)
@@ -165,7 +173,8 @@ def examples(draw, n=st.integers(1, 5)):
             for j, k in enumerate(parts):
                 spans.append([at, at + k, kind]); at += k
                 if kind in ('critique', 'reasoning') or (kind == 'answer' and j == 1): words += _cut(draw, k)
-        out.append(dict(id=f'e{i}:critique', layout='critique', problem_id=f'p{i}', input_ids=[10 + i*7 % 50 + j % 40 for j in range(at)], spans=spans, words=words))
+        out.append(dict(id=f'e{i}:critique', layout='critique', problem_id=f'p{i}', input_ids=[10 + (i*7 + j) % 80 for j in range(at)], spans=spans,
+                        words=words))
     return out
 
 
@@ -177,9 +186,9 @@ def _cut(draw, n: int) -> list:
     return out
 
 
-specs = st.builds(MaskSpec, rate=st.one_of(st.sampled_from([0., .2, 1.]), st.floats(0, 1)), mode=st.sampled_from(CHOICES['mode']), unit=st.sampled_from(CHOICES['unit']),
-                  draw=st.sampled_from(CHOICES['draw']), schedule=st.sampled_from(CHOICES['schedule']), seed=st.integers(0, 9),
-                  target=st.sampled_from(['critique', 'reasoning', 'answer', 'critique+answer', 'critique+reasoning+answer']), by=st.sampled_from(CHOICES['by']))
+targets = st.sampled_from(['critique', 'reasoning', 'answer', 'critique+answer', 'critique+reasoning+answer'])
+specs = st.builds(MaskSpec, rate=st.one_of(st.sampled_from([0., .2, 1.]), st.floats(0, 1)), seed=st.integers(0, 9), target=targets,
+                  **{name: st.sampled_from(values) for name, values in CHOICES.items()})
 many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -324,7 +333,7 @@ def test_in_somebody_elses_script(tmp_path):
                                  num_key_value_heads=2)).save_pretrained(tmp_path/'model')
     code = snippet()
     assert len([line for line in code.splitlines() if line.strip() and not line.startswith(('from', 'import', ' '))]) <= 10
-    code = code.replace('"your/model"', repr(str(tmp_path/'model'))).replace('SFTConfig("out"', f'SFTConfig({str(tmp_path/"out")!r}, use_cpu=True, report_to="none"')
+    code = code.replace('"your/model"', repr(str(tmp_path/'model'))).replace('SFTConfig("out"', 'SFTConfig("out", use_cpu=True, report_to="none"')
     code += '\nimport json\nt = SFTTrainer(model, SFTConfig("o", max_length=None, use_cpu=True, report_to="none"), train_dataset=data, processing_class=tok)\n'
     code += 'print("LABELS", json.dumps([b["labels"].tolist() for b in t.get_train_dataloader()][0][0]), json.dumps(data[0]["labels"]))'
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, env={**__import__('os').environ, 'PYTHONPATH': str(ROOT)})
