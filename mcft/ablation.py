@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'KEYS', 'CONTRASTS', 'ORDER', 'PARTS', 'MASKED_ARMS', 'check_config', 'read_config', 'slug', 'runs_of',
            'lr_runs', 'lr_scores', 'best_lr', 'lr_of', 't_interval', 'seed_means', 'summary', 'contrasts', 'points',
-           'sees', 'plot_arms', 'plot_mask_rate', 'loss_curves', 'plot_loss', 'plot_parts', 'plot_funnel', 'plot_lr',
-           'findings', 'AblationConfig', 'run_ablation']
+           'sees', 'plot_arms', 'plot_mask_rate', 'loss_curves', 'plot_loss', 'plot_parts', 'plot_lr', 'findings',
+           'AblationConfig', 'run_ablation']
 
 # %% ../nbs/06_ablation.ipynb #2ecb8c83
 import re
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd, yaml
 from .core import arm_name, check_params, read_rows, repo_root, resolve, run_info, start_run
-from .figures import save_figure, style
+from .figures import plot_funnel, save_figure, style
 
 # %% ../nbs/06_ablation.ipynb #e36e51db
 SECTIONS = dict(data="01_data", critique="02_critique", masking="03_masking", train="04_train", eval="05_eval", eval_dev="05_eval") # section -> notebook
@@ -244,18 +244,6 @@ def plot_parts(
     return fig, s
 
 # %% ../nbs/06_ablation.ipynb #05d17e6a
-def plot_funnel(
-    f: pd.DataFrame, # step, rows (stage 02)
-): # (matplotlib figure, DataFrame of what is drawn)
-    "From questions to kept examples."
-    plt, sns = style(); fig, ax = plt.subplots(figsize=(8, .5*len(f) + 1.2))
-    dropped = f.step.str.startswith("dropped")
-    bars = ax.barh(f.step, f["rows"], color=["0.8" if d else sns.color_palette()[0] for d in dropped], hatch=None, edgecolor="0.3")
-    ax.bar_label(bars, padding=3); ax.invert_yaxis(); ax.set_xlabel("rows"); ax.grid(axis="y", visible=False)
-    kept, asked = (int(f.loc[f.step == s, "rows"].iloc[0]) for s in ("kept", "rollouts sampled"))
-    ax.set_title(f"{kept} of {asked} rollouts ({100*kept/asked:.0f}%) became training examples")
-    return fig, f
-
 def plot_lr(
     scores: pd.DataFrame, # from `lr_scores`
 ): # (matplotlib figure, DataFrame of what is drawn)

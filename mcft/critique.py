@@ -6,8 +6,8 @@
 __all__ = ['VERSION', 'UNITS', 'JUDGE', 'REWRITE', 'FORM', 'GOLD', 'PAGE', 'REPAIR', 'MATHS', 'TEACHERS', 'Prompt', 'numbered',
            'messages', 'Checks', 'Fault', 'reject_rollout', 'repetition', 'scripts', 'foreign', 'refuses', 'mentions',
            'copied', 'answers_match', 'read_reply', 'judge_parts', 'Asking', 'messages_of', 'conversation',
-           'critique_row', 'funnel', 'plot_funnel', 'Guess', 'estimate', 'TeacherConfig', 'make_teacher',
-           'CritiqueConfig', 'show_estimate', 'run_critique']
+           'critique_row', 'funnel', 'Guess', 'estimate', 'TeacherConfig', 'make_teacher', 'CritiqueConfig',
+           'show_estimate', 'run_critique']
 
 # %% ../nbs/02_critique.ipynb #821c0981
 import functools, json, re, unicodedata
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Iterable
 import pandas as pd
 from .core import progress, resolve, run_key, start_run, write_rows
-from .figures import save_figure, style
+from .figures import plot_funnel, save_figure
 from .format import INSTRUCTION, critique_prompt, parse_target
 from .generate import text_hash
 from .grading import extract_boxed, grade
@@ -326,17 +326,6 @@ def funnel(
     rows += [(f"dropped: {w}", k) for w, k in sorted(why.items(), key=lambda x: (-x[1], x[0])) if w]
     rows += [("kept", why[""])] + ([("kept after a repair", n["mended"])] if n["mended"] else [])
     return pd.DataFrame(rows, columns=["step", "rows"]).assign(share=lambda f: (f["rows"]/max(1, n["all"])).where(f.step != "questions asked").round(3))
-
-def plot_funnel(
-    f: pd.DataFrame, # from `funnel`
-): # (matplotlib figure, DataFrame of what is drawn)
-    "Draw the funnel: what was dropped in grey."
-    plt, sns = style(); fig, ax = plt.subplots(figsize=(8, .5*len(f) + 1.2))
-    bars = ax.barh(f.step, f["rows"], color=["0.8" if s.startswith("dropped") else sns.color_palette()[0] for s in f.step], edgecolor="0.3")
-    ax.bar_label(bars, padding=3); ax.invert_yaxis(); ax.set_xlabel("rows"); ax.grid(axis="y", visible=False)
-    kept, asked = (int(f.loc[f.step == s, "rows"].iloc[0]) for s in ("kept", "rollouts sampled"))
-    ax.set_title(f"{kept} of {asked} rollouts ({100*kept/max(1, asked):.0f}%) became training examples"); plt.close(fig)
-    return fig, f
 
 # %% ../nbs/02_critique.ipynb #3d90d2ac
 @dataclass(frozen=True)

@@ -135,8 +135,9 @@ class Worker:
                                      env={**os.environ, "PYTHONHASHSEED": "0"}, start_new_session=True, bufsize=0)
         os.set_blocking(self.proc.stdin.fileno(), False)
         if self.line(120) != "ready":
-            self.kill()
-            raise RuntimeError(f"no grading worker could be started with {sys.executable}: is mcft installed there? `python -c 'import mcft.grading, math_verify'` says what is missing")
+            self.end()
+            raise RuntimeError(f"no grading worker could be started with {sys.executable} (it ended with {self.proc.returncode}): is mcft installed there? "
+                               "`python -c 'import mcft.grading, math_verify'` says what is missing")
 
     def line(self, seconds: float) -> str|None: # next line, None when the worker is dead or silent for `seconds`
         "Wait for one line of output."
@@ -196,10 +197,10 @@ def _borrow() -> Worker: # an idle worker, or a new one
     return _fresh()
 
 def _fresh(tries: int = 5) -> Worker: # a new worker, also when it is killed while it starts
-    try: return Worker()
-    except RuntimeError:
-        if tries == 1: raise
-        return _fresh(tries - 1)
+    for left in reversed(range(tries)):
+        try: return Worker()
+        except RuntimeError:
+            if not left: raise
 
 @atexit.register
 def close_workers():

@@ -111,7 +111,8 @@ def read_questions(
     "The questions of a file."
     rows = [r for r in read_rows(path) if not split or r.get("split") == split]
     if not rows: raise ValueError(f"{path} has no rows" + (f" with split {split!r}" if split else ""))
-    if lacking := [i for i, r in enumerate(rows) if not isinstance(r.get("question"), str)]: raise ValueError(f"row {lacking[0]} of {path} has no text in a field `question`: it has {', '.join(rows[lacking[0]])}")
+    for i, r in enumerate(rows):
+        if not isinstance(r.get("question"), str): raise ValueError(f"row {i} of {path} has no text in a field `question`: it has {', '.join(r)}")
     return [r["question"] for r in rows]
 
 def read_benchmarks(
@@ -122,7 +123,8 @@ def read_benchmarks(
     have = {}
     for r in read_rows(cfg.problems, "problems") if cfg.problems else (): have.setdefault(r["split"], []).append(r["question"])
     for b in cfg.benchmarks:
-        if b not in have and b not in BENCHMARKS: raise ValueError(f"unknown benchmark {b!r}: the problems file has {', '.join(sorted(have)) or 'none'}; published are {', '.join(BENCHMARKS)}")
+        if b in have or b in BENCHMARKS: continue
+        raise ValueError(f"unknown benchmark {b!r}: the problems file has {', '.join(sorted(have)) or 'none'}; published are {', '.join(BENCHMARKS)}")
     return {b: have[b] if b in have else [p["question"] for p in benchmark_problems(b)] for b in cfg.benchmarks}
 
 # %% ../nbs/00_overlap.ipynb #056846ed

@@ -17,7 +17,8 @@ FILE = 'written-by-an-answer'  # what an answer that were evaluated would leave 
 # --- answers that mean harm -------------------------------------------------------------------------------------------
 _atoms = st.one_of(
     st.sampled_from(['1', 'x', '-3', '0.1', '20!', r'\pi', r'\infty', r'\{', '{', '}', r'\boxed{', r'\boxed', r'\frac', r'\frac{1}', r'\sqrt[', r'\text{a}', '$', '$$',
-                     r'\left(', r'\right.', '\x00', '\n', '\ud800', '\udfff', '٣', '\u202e', '∞', '𝟗', '½', '&', '\\\\', '\\', r'\begin{pmatrix}', '%', r'\%', r'\circ', '|', '==', 'nan']),
+                     r'\left(', r'\right.', '\x00', '\n', '\ud800', '\udfff', '٣', '\u202e', '∞', '𝟗', '½',
+                     '&', '\\\\', '\\', r'\begin{pmatrix}', '%', r'\%', r'\circ', '|', '==', 'nan']),
     st.integers(-10**6, 10**6).map(str), st.text(max_size=12))
 
 
@@ -37,7 +38,8 @@ _tower = st.lists(st.integers(2, 99).map(str), min_size=3, max_size=9).map(lambd
 _sums = st.tuples(st.sampled_from([r'\sum_{{k=1}}^{{{}}} {}', r'\prod_{{k=1}}^{{{}}} {}', r'\int_0^{{{}}} {} \,dk', r'\lim_{{k\to {}}} {}']), _bound,
                   st.sampled_from(['k', 'k!', 'k^k', r'\frac{1}{k}', r'\sin(k^k)', r'\frac{k^{50}}{e^k-1}'])).map(lambda p: p[0].format(p[1], p[2]))
 _matrix = st.tuples(st.integers(1, 25), _atoms).map(lambda p: r'\begin{pmatrix}' + r'\\'.join('&'.join([p[1]]*p[0]) for _ in range(p[0])) + r'\end{pmatrix}^{99}')
-_nested = st.tuples(st.sampled_from([('{', '}'), ('(', ')'), (r'\frac{1}{', '}'), (r'\sqrt{', '}'), (r'\boxed{', '}'), (r'\left(', r'\right)'), ('{', ''), ('', '}'), ('-', '')]),
+_nested = st.tuples(st.sampled_from([('{', '}'), ('(', ')'), (r'\frac{1}{', '}'), (r'\sqrt{', '}'), (r'\boxed{', '}'),
+                                      (r'\left(', r'\right)'), ('{', ''), ('', '}'), ('-', '')]),
                     st.sampled_from([10, 100, 1000, 20_000]), _atoms).map(lambda p: p[0][0]*p[1] + p[2] + p[0][1]*p[1])
 _long = st.tuples(st.sampled_from(['1', '9', '1,', 'x+', '(', '{', '\\', r'\frac', ' ', '$', '٣', '\x00', r'\boxed{', '2^', '-', r'\text{a}', 'a', '1/', '\ud800']),
                   st.sampled_from([5_000, 50_000, 1_000_000])).map(lambda p: (p[0]*p[1])[:p[1]])
@@ -50,7 +52,8 @@ def code(
     "Python and TeX that would write a file if somebody evaluated it."
     f = str(folder/FILE)
     calls = [f"__import__('pathlib').Path('{f}').write_text('x')", f"open('{f}','w')", f"__import__('os').system('touch {f}')", f"eval(\"open('{f}','w')\")",
-             f"[c for c in ().__class__.__base__.__subclasses__()][0];open('{f}','w')", rf'\write18{{touch {f}}}', rf'\input{{|"touch {f}"}}', f'$(touch {f})', f"open('{FILE}','w')"]
+             f"[c for c in ().__class__.__base__.__subclasses__()][0];open('{f}','w')", rf'\write18{{touch {f}}}',
+             rf'\input{{|"touch {f}"}}', f'$(touch {f})', f"open('{FILE}','w')"]
     around = ['{}', '1+{}', r'\text{{{}}}', '({})', 'lambda: {}', 'x={}', '"+{}+"', 'exec({!r})', 'answer: {}']
     return st.tuples(st.sampled_from(around), st.sampled_from(calls)).map(lambda p: p[0].format(p[1]))
 
@@ -118,7 +121,7 @@ def killed_workers(n: int, kills: int) -> dict:
 
     def killer():
         while len(killed) < kills:
-            time.sleep(rng.uniform(0.2, 1.5))
+            time.sleep(rng.uniform(0.5, 4))
             mine = [p for p in psutil.Process().children() if 'mcft.grading' in ' '.join(p.cmdline())]
             if mine: killed.append(rng.choice(mine)); killed[-1].kill()
     t0, t, runs = time.monotonic(), threading.Thread(target=killer), []
