@@ -96,12 +96,12 @@ def layer_bytes(
 
 def state_bytes(
     a: Arch, # shape
-    precision: str = "bf16", # of weights and gradients
+    weights: str = "fp32", # precision of weights and gradients
     optimizer: str = "adamw_8bit", # a key of `OPTIMIZER_BYTES`
 ) -> int:
     "Weights, gradients, optimiser state."
     if optimizer not in OPTIMIZER_BYTES: raise ValueError(f"unknown optimizer {optimizer!r}: one of {', '.join(OPTIMIZER_BYTES)}")
-    return n_parameters(a)*(2*BYTES[precision] + OPTIMIZER_BYTES[optimizer])
+    return n_parameters(a)*(2*BYTES[weights] + OPTIMIZER_BYTES[optimizer])
 
 def activation_bytes(
     a: Arch, # shape
@@ -129,14 +129,15 @@ class Plan:
     device: str = "A40" # a key of `DEVICES`
     n_devices: int = 1 # data parallel; with sharding the states are divided among them
     sharded: bool = False # FSDP or ZeRO-3
-    precision: str = "bf16" # of weights, gradients and activations
+    weights: str = "fp32" # precision of weights and gradients; 04 keeps them in fp32 under bf16 autocast
+    precision: str = "bf16" # of the activations
     optimizer: str = "adamw_8bit" # a key of `OPTIMIZER_BYTES`
     checkpointing: bool = True # recompute activations
     utilisation: float = 0.4 # share of the peak speed that is reached: an assumption
     price: float = 1.0 # per device and hour, in any currency: an assumption
 
     def __post_init__(self):
-        for name, table in (("arch", ARCHS), ("device", DEVICES), ("precision", BYTES), ("optimizer", OPTIMIZER_BYTES)):
+        for name, table in (("arch", ARCHS), ("device", DEVICES), ("weights", BYTES), ("precision", BYTES), ("optimizer", OPTIMIZER_BYTES)):
             if getattr(self, name) not in table: raise ValueError(f"unknown {name} {getattr(self, name)!r}: one of {', '.join(table)}")
         if not 0 < self.utilisation <= 1: raise ValueError(f"utilisation is {self.utilisation}: a share above 0, up to 1")
         if self.mean_tokens > self.max_tokens: raise ValueError(f"mean_tokens {self.mean_tokens} is above max_tokens {self.max_tokens}")
@@ -148,7 +149,7 @@ def predict(
     "Does it fit, how long, how much."
     a, gib = ARCHS[p.arch], 2**30
     memory, speed = DEVICES[p.device]
-    states = state_bytes(a, p.precision, p.optimizer)/(p.n_devices if p.sharded else 1)/gib
+    states = state_bytes(a, p.weights, p.optimizer)/(p.n_devices if p.sharded else 1)/gib
     acts = activation_bytes(a, p.max_tokens, int(p.labelled*p.max_tokens), p.precision, p.checkpointing)/gib
     flops = p.examples*p.epochs*train_flops(a, p.mean_tokens, int(p.labelled*p.mean_tokens))
     hours = flops/(speed*p.utilisation*p.n_devices)/3600
@@ -163,7 +164,7 @@ def measured_row(
 ) -> dict: # with the keys of `MEASURED`
     "What a run did, in operations and seconds."
     if not (info := run_info(folder)): raise FileNotFoundError(f"no finished training in {resolve(folder)}: run 04_train with that out_dir")
-    a, n = read_arch(folder), info["params"]["batch_size"]*info["params"]["grad_accumulation"]
+    a, n = read_arch(folder), info["params"]["update_size"]
     tokens = info["tokens_per_second"]*info["train_seconds"]; length = tokens/(info["steps"]*n)
     flops = info["steps"]*n*train_flops(a, length, length*info.get("labelled_share", 1.0))
     return dict(run=Path(folder).name, device=info["device"], threads=info["params"]["threads"], n_parameters=n_parameters(a), tokens=round(tokens), flops=round(flops),

@@ -8,7 +8,8 @@ __all__ = ['METHODS', 'OPTIMIZERS', 'SCHEDULERS', 'LOADERS', 'REPORTS', 'PARTS',
            'EpochOrder', 'row_parts', 'count_labels', 'check_counts', 'check_share', 'LabelGuard', 'label_nll',
            'use_label_head', 'part_losses', 'MaskedTrainer', 'TrainLog', 'sft_config', 'reporters', 'check_vocabulary',
            'load_model', 'quiet', 'TrainData', 'load_data', 'measurements', 'make_trainer', 'overfit', 'check_overfit',
-           'last_state', 'check_state', 'run_params', 'open_run', 'train', 'join', 'launch', 'main', 'summary']
+           'last_state', 'check_state', 'run_params', 'is_hub', 'open_run', 'train', 'join', 'launch', 'main',
+           'summary']
 
 # %% ../nbs/04_train.ipynb #7df76083
 import argparse, json, math, shutil, sys, time
@@ -415,7 +416,7 @@ def part_losses(
 # %% ../nbs/04_train.ipynb #12d027f3
 class MaskedTrainer(SFTTrainer):
     "TRL's trainer with a guard in front of the loss."
-    def __init__(self, *args, guard: LabelGuard, order: EpochOrder, log_rows: "TrainLog", **kwargs):
+    def __init__(self, *args, guard: LabelGuard, order: EpochOrder, log_rows, **kwargs): # log_rows: a TrainLog
         self.guard, self.order, self.log_rows, self.busy = guard, order, log_rows, 0.0
         super().__init__(*args, **kwargs)
 
@@ -544,7 +545,7 @@ def load_model(
     if cfg.loader == "unsloth":
         from unsloth import FastLanguageModel
         model, _ = FastLanguageModel.from_pretrained(model_name=name, max_seq_length=cfg.max_length, dtype=None, load_in_4bit=False, full_finetuning=True)
-    else: model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    else: model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     check_vocabulary(cfg, rows, model.get_input_embeddings().num_embeddings, tok)
     if (room := getattr(model.config, "max_position_embeddings", cfg.max_length)) < cfg.max_length:
         raise ValueError(f"max_length={cfg.max_length}, but {cfg.model_dir} has {room} positions: lower max_length")
@@ -688,13 +689,20 @@ def run_params(
     params = {k: v for k, v in asdict(cfg).items() if k not in apart}
     return {**params, "mask_rate": mask_spec(cfg).rate, "update_size": update_size(cfg)}
 
+def is_hub(
+    name: str, # folder, or "org/model"
+) -> bool:
+    "A name on the hub: one slash, and no such folder here. Its files are the hub's, so the name alone stands in the run key."
+    return name.count("/") == 1 and not name.startswith((".", "/", "data/", "runs/")) and not resolve(name).exists()
+
 def open_run(
     cfg: TrainConfig, # a run's parameters
 ): # mcft.core.Run
     "The run folder, with digests of all that is read."
     files = [f for f in (resolve(cfg.model_dir)/n for n in ("config.json", "tokenizer.json")) if f.exists()]
+    here = [] if is_hub(cfg.model_dir) else [cfg.model_dir]
     scores = [cfg.mask_scores] if cfg.mask_scores else []
-    return start_run(cfg.out_dir, "04_train", run_params(cfg), [cfg.model_dir, *files, cfg.encoded, *scores], cfg.resume)
+    return start_run(cfg.out_dir, "04_train", run_params(cfg), [*here, *files, cfg.encoded, *scores], cfg.resume)
 
 # %% ../nbs/04_train.ipynb #49821e18
 def train(
