@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
 reproduce lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce lr base test docs bench faults audit readme lab lock clean
+.PHONY: help venv publish reproduce lr base test docs bench faults audit gpu paper readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,12 @@ faults: venv ## fault and kill tests at full size: data/results/faults.csv (NAME
 audit: venv ## the facts of the paper's release, their table and figures (data/results/audit.csv, figures/audit_*)
 	@mkdir -p runs/audit
 	@$(BIN)/papermill nbs/10_audit.ipynb runs/audit/10_audit.ipynb -p figures figures -p results data/results --log-level WARNING
+
+paper: venv ## the paper's setting on a GPU (configs/paper.yaml); shows the cost of the teacher and stops before it is paid
+	@$(MAKE) --no-print-directory reproduce PROFILE=paper
+
+gpu: venv ## memory and speed of the 1.5B architecture on this machine's GPU: data/results/gpu.csv
+	@$(BIN)/python -m measure.gpu_train
 
 readme: venv ## README.md from nbs/index.ipynb
 	@$(BIN)/python docs/readme.py

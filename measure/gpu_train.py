@@ -1,6 +1,6 @@
 """The paper's training step on a GPU: `python -m measure.gpu_train`. Without a GPU the rows are kept as missing, never as numbers.
 
-The architecture is that of DeepSeek-R1-Distill-Qwen-1.5B (its public config.json), with random weights: speed and memory do not depend on their values.
+The architecture is the 1.5B one of mcft.costs (the shape of DeepSeek-R1-Distill-Qwen-1.5B), with random weights: speed and memory do not depend on their values.
 Full fine-tuning at 16,384 tokens, one example a pass and 8 passes an update, 8-bit Adam, bfloat16, gradient checkpointing, through mcft.train. Two numbers:
 peak memory (the paper's card, an A40, has 48 GB; the bound leaves a little) and model FLOPs utilisation: the arithmetic the model needs, once forward and
 twice backward, without what checkpointing repeats, over what the card could do in that time."""
@@ -8,19 +8,17 @@ import csv, json, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcft.costs import ARCHS, DEVICES, Arch, train_flops
 from measure.rows import RESULTS
 
 FIELDS = 'name value unit bound device config'.split()
-R1_DISTILL_1_5B = dict(vocab_size=151_936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-                       max_position_embeddings=131_072, tie_word_embeddings=False, rms_norm_eps=1e-6, rope_theta=10_000.)
-PEAK_TFLOPS = {'H200': 989., 'H100': 989., 'A100': 312., 'A40': 149.7}  # dense bfloat16 without sparsity, from the makers' data sheets
 ROWS = (('training at 16,384 tokens, peak memory', 'GiB', '<= 44'), ('training at 16,384 tokens, model FLOPs utilisation', '%', '>= 40'))
 
 
 @dataclass(frozen=True)
 class Plan:
     "What is measured."
-    architecture: dict
+    architecture: Arch
     tokens: int = 16_384
     passes: int = 8           # forward passes of one example in an update
     updates: int = 3          # timed, after one that is not
@@ -29,9 +27,8 @@ class Plan:
     prompt_share: float = .45 # of an example, as in the pocket world's encoded critiques
 
 
-PAPER = Plan(R1_DISTILL_1_5B)
-TINY = Plan(dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 max_position_embeddings=128, tie_word_embeddings=False), tokens=64, passes=2, updates=2, optimizer='adamw_torch', device='cpu')
+PAPER = Plan(ARCHS['1.5B'])
+TINY = Plan(Arch(2, 32, 64, 4, 2, 512, False), tokens=64, passes=2, updates=2, optimizer='adamw_torch', device='cpu')
 
 
 def build(plan: Plan):
@@ -39,25 +36,15 @@ def build(plan: Plan):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
-    config = dict(plan.architecture)
-    theta = config.pop('rope_theta', 10_000.)
-    with torch.device(plan.device): return Qwen2ForCausalLM(Qwen2Config(**config, rope_parameters=dict(rope_type='default', rope_theta=theta), use_cache=False))
-
-
-def n_parameters(a: dict) -> tuple[int, int]:
-    "Weights that are multiplied in every layer, and those of the head."
-    d, f, head = a['hidden_size'], a['intermediate_size'], a['hidden_size']//a['num_attention_heads']
-    kv = a['num_key_value_heads']*head
-    return a['num_hidden_layers']*(2*d*d + 2*d*kv + 3*d*f), a['vocab_size']*d
+    a = plan.architecture
+    config = Qwen2Config(vocab_size=a.vocab, hidden_size=a.hidden, intermediate_size=a.ffn, num_hidden_layers=a.layers, num_attention_heads=a.heads,
+                         num_key_value_heads=a.kv_heads, tie_word_embeddings=a.tied, max_position_embeddings=2*plan.tokens, use_cache=False)
+    with torch.device(plan.device): return Qwen2ForCausalLM(config)
 
 
 def update_flops(plan: Plan) -> float:
-    "Floating-point operations an update needs: 2 per weight and token forward, twice that backward; causal attention; the head on labelled tokens."
-    a, n = plan.architecture, plan.tokens
-    body, head = n_parameters(a)
-    labelled = n - round(n*plan.prompt_share)
-    attention = 2*a['num_hidden_layers']*a['hidden_size']*n*n  # scores and their product with the values, half of each by causality
-    return 3.*plan.passes*(2*body*n + 2*head*labelled + attention)
+    "Floating-point operations that an update needs; what checkpointing repeats does not count."
+    return plan.passes*train_flops(plan.architecture, plan.tokens, plan.tokens - round(plan.tokens*plan.prompt_share))
 
 
 def examples(plan: Plan) -> list[dict]:
@@ -66,7 +53,7 @@ def examples(plan: Plan) -> list[dict]:
     rng, n = np.random.default_rng(0), plan.tokens
     cuts = [0, round(n*plan.prompt_share), round(n*.8), n - 8, n - 1, n]
     spans = [[a, b, k] for a, b, k in zip(cuts, cuts[1:], ('prompt', 'critique', 'reasoning', 'answer', 'eos'))]
-    return [dict(id=f'c{i}:critique', layout='critique', problem_id=f'p{i}', input_ids=rng.integers(3, plan.architecture['vocab_size'], n).tolist(),
+    return [dict(id=f'c{i}:critique', layout='critique', problem_id=f'p{i}', input_ids=rng.integers(3, plan.architecture.vocab, n).tolist(),
                  spans=spans, words=[]) for i in range(plan.passes*(plan.updates + 1))]
 
 
@@ -92,7 +79,7 @@ def run(plan: Plan) -> dict:
                       bf16=True, gradient_checkpointing=True, device=plan.device, warmup=0)
     with tempfile.TemporaryDirectory() as d, quiet():
         watch = clock()
-        tok = tokenizer(Size(vocab=plan.architecture['vocab_size']))
+        tok = tokenizer(Size(vocab=plan.architecture.vocab))
         trainer = make_trainer(cfg, TrainData(examples(plan), []), build(plan), tok, Path(d), callbacks=[watch])
         trainer.log_rows.measure = dict
         trainer.train()
@@ -104,8 +91,8 @@ def run(plan: Plan) -> dict:
 def rows_of(result: dict|None, device: str, plan: Plan = PAPER) -> list[dict]:
     "Rows of gpu.csv; without a result they are missing."
     config = f"{plan.tokens} tokens, 1 x {plan.passes}, {plan.optimizer}, bf16, checkpointing, head on labelled tokens"
-    peak = next((v for k, v in PEAK_TFLOPS.items() if k in device), None)
-    values = [None, None] if result is None else [result['gib'], 100*result['flops']/result['seconds']/peak/1e12 if peak else None]
+    peak = next((speed for k, (_, speed) in DEVICES.items() if k in device), None)
+    values = [None, None] if result is None else [result['gib'], 100*result['flops']/result['seconds']/peak if peak else None]
     return [dict(name=name, value='missing' if v is None else round(v, 2), unit=unit, bound=bound, device=device, config=config)
             for (name, unit, bound), v in zip(ROWS, values)]
 

@@ -247,3 +247,13 @@ def test_threads_share_nothing_they_should_not():
     for t in threads: t.join()
     for i in (3, 5): want[i] = ["right" if j == 7 else "wrong" for j in range(1, 20)]
     assert got == want
+
+
+def test_readme_grades_as_it_says():
+    "The README's lines on grading run, and give a column per grader."
+    code = next(b for b in re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S) if 'mcft.grading' in b)
+    lines = code.strip().splitlines()
+    scope = {}
+    exec('\n'.join(lines[:-1]) + '\ntable = ' + lines[-1], scope)
+    assert list(scope['table'].columns) == re.search(r'a DataFrame: (.*)', code)[1].split(', ')
+    assert scope['table'].symbolic.tolist() == ['right', 'wrong']
