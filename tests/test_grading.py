@@ -1,5 +1,5 @@
 """What the grading notebook cannot show: limits, killed workers, odd callers, adversarial text."""
-import csv, json, multiprocessing, os, signal, subprocess, sys, threading, time
+import csv, json, multiprocessing, os, re, signal, subprocess, sys, threading, time
 from collections import Counter
 from pathlib import Path
 
