@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat, papermill, psutil, pytest
 from hypothesis import given, settings, strategies as st
 
+from conftest import ROOT
 from mcft import grading
 from mcft.grading import REASONS, VERDICT_FIELDS, close_workers, extract_boxed, grade, verify_text
 from mcft.released import MODELS, RUNS, csv_text
@@ -85,6 +86,7 @@ def _script(code: str) -> subprocess.Popen:
 def test_workers_end_with_their_parent_even_when_another_process_holds_their_pipes(then):
     p = _script(f"""
 import os, signal, subprocess, threading, time
+from conftest import ROOT
 from mcft import grading
 from mcft.grading import grade
 HANG = {HANG!r}
@@ -103,6 +105,7 @@ os.kill(os.getpid(), signal.SIGKILL)""")
 def test_an_interrupt_ends_the_call_at_once_and_leaves_no_busy_worker():
     p = _script(f"""
 import threading, time
+from conftest import ROOT
 from mcft import grading
 def told():
     while not grading._idle and threading.active_count() < 4: time.sleep(0.1)
