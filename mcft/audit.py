@@ -204,7 +204,7 @@ def facts_accuracies(
 def cut_off(
     responses: pd.DataFrame, # rows `responses`
 ) -> pd.Series: # True = hit the limit
-    "By finish reason; by a missing `</think>` where no record is left."
+    "By finish reason; by a missing `</think>` where the record could not be had."
     return responses.finish_reason.eq("length").where(responses.finish_reason != "", responses.closed_think == 0)
 
 def endings(
@@ -554,7 +554,7 @@ def plot_endings(
     for ax, b in zip(axes, TITLES):
         rows = e[e.benchmark == b]; _stack(ax, rows, kinds)
         proxy = [r.model for r in rows.itertuples() if r.by != "finish_reason"]
-        ax.set_xlabel("responses" + "".join(f"\n({m}: no record, cut off = no </think>)" for m in proxy)); ax.grid(axis="y", visible=False)
+        ax.set_xlabel("responses" + "".join(f"\n({m}: record not available, cut off = no </think>)" for m in proxy)); ax.grid(axis="y", visible=False)
         ax.set_title(f"{TITLES[b]}: {(rows.cut_right + rows.cut_wrong).sum()} of {rows.n.sum()} cut off, {rows.cut_right.sum()} of them right")
     axes[0].invert_yaxis(); axes[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     fig.tight_layout()
@@ -593,7 +593,7 @@ def plot_outcomes(
             -.5); ax.grid(False); ax.set_xlim(-.8, x.place.max() + .8)
         said = "; ".join(f"{a} {p.only_first[a, c, b]} : {p.only_second[a, c, b]} {c} (p {p.p[a, c, b]:.2f})" for a, c in PAIRS)
         ax.set_title(f"{TITLES[b]}. Right alone: {said}", fontsize=10.5)
-    axes[0].set_xlabel("MCFT on AIME24: no record, cut off = no </think>",
+    axes[0].set_xlabel("MCFT on AIME24: record not available, cut off = no </think>",
                        fontsize=9); axes[1].set_xlabel("problem, by the id of the release"); axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1),
                            frameon=False)
     fig.tight_layout()
