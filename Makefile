@@ -83,8 +83,9 @@ audit: venv ## the facts of the paper's release, their table and figures (data/r
 	@mkdir -p runs/audit
 	@$(BIN)/papermill nbs/10_audit.ipynb runs/audit/10_audit.ipynb -p figures figures -p results data/results --log-level WARNING
 
+# One GPU job at a time, and the hub may be asked: variables given on the command line win over the exports above.
 paper: venv ## the paper's setting on a GPU (configs/paper.yaml); shows the cost of the teacher and stops before it is paid
-	@$(MAKE) --no-print-directory reproduce PROFILE=paper
+	@$(MAKE) --no-print-directory reproduce PROFILE=paper CORES=1 HF_HUB_OFFLINE=0
 
 gpu: venv ## memory and speed of the 1.5B architecture on this machine's GPU: data/results/gpu.csv
 	@$(BIN)/python -m measure.gpu_train

@@ -2,8 +2,9 @@
 #   snakemake --cores 2 --configfile configs/pocket.yaml           everything
 #   snakemake --cores 2 --configfile configs/pocket.yaml lr        the search of learning rates on the dev split
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
+import os
 from mcft.ablation import check_config, lr_of, lr_runs, lr_scores, read_config, runs_of
-from mcft.core import run_notebook
+from mcft.core import model_files, resolve, run_notebook
 
 CONFIG = check_config(config) if config else read_config("configs/pocket.yaml")
 RUN = CONFIG["run_dir"]
@@ -15,6 +16,12 @@ ALL = {**RUNS, **SEARCH}
 def local(*paths):
     "Inputs that lie in this clone; the id of a model or data set on a hub, or the word `benchmarks`, is no file."
     return [p for p in paths if p.startswith(("data/", "runs/", "/", "."))]
+
+
+def model(folder):
+    "A model as input: the run.json of one that this workflow trains; what there is of a local one (whole, in shards, of any origin); nothing of a hub's."
+    if folder.startswith(f"{RUN}/"): return [f"{folder}/run.json"]
+    return [os.path.relpath(f) for f in model_files(folder)] if resolve(folder).is_dir() else local(folder)
 
 
 def stage(nb, out, params):
@@ -33,7 +40,8 @@ rule all:
 
 rule data:
     input:
-        local(CONFIG["data"]["problems"], f"{CONFIG['data']['model_dir']}/model.safetensors"),
+        local(CONFIG["data"]["problems"]),
+        model(CONFIG["data"]["model_dir"]),
     output:
         f"{RUN}/01_data/run.json",
     run:
@@ -80,7 +88,7 @@ def model_of(run):
 
 rule evaluate:
     input:
-        lambda wc: local(f"{model_of(wc.run)}/run.json", CONFIG["eval"].get("problems", CONFIG["data"]["problems"])),
+        lambda wc: [*model(model_of(wc.run)), *local(CONFIG["eval"].get("problems", CONFIG["data"]["problems"]))],
     output:
         f"{RUN}/05_eval/{{run}}/run.json",
     run:

@@ -154,7 +154,8 @@ def refuses(
 
 # %% ../nbs/02_critique.ipynb #53ec4350
 def _formulas(text: str) -> set: # pieces such as 47+38=75 or x^2-1, without spaces
-    return {re.sub(r"\s", "", m) for m in re.findall(r"[\w.()\\{}^]+(?:\s*[-+*/=<>]\s*[\w.()\\{}^]+)+", text)}
+    sign = r"[\w.()\\{}^]" # a piece begins where a run of signs begins, and nothing is given back: one pass, however long the text
+    return {re.sub(r"\s", "", m) for m in re.findall(rf"(?<!{sign}){sign}++(?:\s*+[-+*/=<>]\s*+{sign}++)++", text)}
 
 def _runs(text: str, n: int) -> set: # runs of n words, without punctuation
     words = re.findall(r"\w+", text.lower())
@@ -167,7 +168,7 @@ def mentions(
 ) -> list[str]: # kinds of evidence, [] = none
     "How a critique shows that it is about this rollout."
     lines = sum(1 for l in rollout.splitlines() if l.strip()); squeezed = re.sub(r"\s", "", rollout)
-    steps = [int(k) for k in re.findall(r"(?:steps?|lines?|equations?)\s*\[?(\d+)|\[(\d+)\]", critique, re.I) for k in k if k]
+    steps = [int(k) for k in re.findall(r"(?:steps?|lines?|equations?)\s*\[?(\d+)|\[(\d+)\]", critique, re.I) for k in k if k and len(k) < 10]
     number = lambda t: set(re.findall(r"\d{2,}", t))
     found = dict(quote=_runs(critique, n) & _runs(rollout, n), formula=any(f in squeezed for f in _formulas(critique)), number=number(critique) & number(rollout),
                  step=any(1 <= k <= lines for k in steps))
@@ -361,6 +362,7 @@ class TeacherConfig:
     base_url: str = "" # openai: such as "https://host/v1"
     key_env: str = "" # openai: NAME of the environment variable with the key; "" = keyless
     temperature: float|None = None # None = the endpoint's own; student: greedy
+    top_p: float|None = None # None = the endpoint's own; student: 1
     max_tokens: int = 16384 # limit per reply
     extra_body: dict = field(default_factory=dict) # openai: further fields of the request
     prices: dict = field(default_factory=dict) # openai: model -> [input, output] dollars per million tokens
@@ -377,10 +379,10 @@ def make_teacher(
     if t.name != "symbolic" and not t.model: raise ValueError(f"teacher {t.name!r} needs a model: a checkpoint (student), or the endpoint's name of it (openai)")
     if t.name == "symbolic": return SymbolicTeacher(t.seed), dict(seed=t.seed)
     if t.name == "openai":
-        where = Endpoint(t.base_url, t.model, t.key_env, t.temperature, None, t.max_tokens, t.extra_body)
+        where = Endpoint(t.base_url, t.model, t.key_env, t.temperature, t.top_p, t.max_tokens, t.extra_body)
         return OpenAITeacher(where, t.limits, price_of(t.prices, t.model), t.guess.chars_per_token), where.settings()
     from mcft.generate import BackendConfig, Sampling, make_backend
-    s = Sampling(max_new_tokens=t.max_tokens, temperature=t.temperature or 0.0, seed=t.seed); backend = make_backend(BackendConfig(t.model))
+    s = Sampling(max_new_tokens=t.max_tokens, temperature=t.temperature or 0.0, top_p=t.top_p or 1.0, seed=t.seed); backend = make_backend(BackendConfig(t.model))
     return StudentTeacher(backend, s, name=f"student:{t.model}"), dict(backend.info(), **asdict(s))
 
 # %% ../nbs/02_critique.ipynb #8db0582d

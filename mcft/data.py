@@ -12,9 +12,9 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import pandas as pd
-from .core import append_rows, check_row, read_rows, resolve, stable_seed, start_run, write_rows
+from .core import append_rows, check_row, model_files, read_rows, resolve, stable_seed, start_run, write_rows
 from .grading import extract_boxed, grade
-from .generate import BackendConfig, Prompt, Sampling, make_backend
+from .generate import BackendConfig, Prompt, Sampling, TRANSPORT, make_backend
 
 # %% ../nbs/01_data.ipynb #697593c2
 def take_problems(
@@ -178,7 +178,7 @@ def _ask(backend, problems: list[dict], draws: Draws, path: Path, k: int, first:
     name = lambda i, s: f"{problems[i]['id']}.{first[i]+s}"
     prompts = [Prompt(p["question"], draws.system) for p in problems]
     full = lambda i: all(name(i, s) in have for s in range(n))
-    for batch in backend.generate(prompts, draws.sampling, draws.batch_size, skip=full, desc=f"rollouts, round {k}"):
+    for batch in backend.generate(prompts, draws.sampling, draws.batch_size, skip=full, desc=f"rollouts, round {k}", done=lambda i, s: name(i, s) in have):
         new = [dict(c, sample=first[c["index"]] + c["sample"]) for c in batch if name(c["index"], c["sample"]) not in have]
         append_rows(path, rollout_rows(problems, new, draws.sampling, backend.info(), k), "rollouts")
 
@@ -268,8 +268,11 @@ def questions_of(
     "The questions a run asks."
     return take_problems(load_questions(cfg.problems, cfg.split, cfg.columns, cfg.revision), cfg.split, cfg.n_questions, cfg.problems)
 
-def _inputs(cfg: DataConfig) -> list: # what lies here and can be hashed; a hub name is pinned by its revision, a server's model by its name
-    return [p for p in (cfg.problems, cfg.backend.model) if resolve(p).exists()]
+# %% ../nbs/01_data.ipynb #4fa8a7a1
+def _key_parts(cfg: DataConfig) -> tuple[dict, list]: # parameters and input files that change a rollout
+    params = asdict(cfg); params["backend"] = {k: v for k, v in params["backend"].items() if k not in TRANSPORT}
+    student = resolve(cfg.backend.model)
+    return params, ([cfg.problems] if resolve(cfg.problems).exists() else []) + (model_files(student) if student.is_dir() else [])
 
 # %% ../nbs/01_data.ipynb #111c0051
 def run_data(
@@ -279,7 +282,7 @@ def run_data(
     resume: str = "same", # out_dir holds another run: "same" is an error, "fresh" replaces it
 ) -> pd.DataFrame: # `rollout_table`
     "Sample rollouts and write them; a complete folder is only read."
-    run = start_run(out_dir, "01_data", asdict(cfg), _inputs(cfg), resume)
+    run = start_run(out_dir, "01_data", *_key_parts(cfg), resume)
     path, n = run.folder/"draws.jsonl", cfg.draws.sampling.n
     drawn = read_rows(path, "rollouts") if run.done else draw_rollouts(make_backend(cfg.backend), problems, cfg.draws, path)
     rows, questions = keep_different(drawn, n), question_table(problems, drawn, n)

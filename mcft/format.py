@@ -44,6 +44,14 @@ def solution_text(
     return f"<think>\n{reasoning}\n</think>\n\\boxed{{{answer}}}"
 
 # %% ../nbs/00_format.ipynb #60bafd26
+def _is_box(text: str) -> bool: # one \boxed{…} with balanced braces, and nothing else
+    if not (text.startswith(r"\boxed{") and text.endswith("}")): return False
+    depth = 0
+    for i, brace in enumerate(re.sub(r"\\[^a-z]", "..", text)): # \{ and \} are signs, not braces
+        depth += (brace == "{") - (brace == "}")
+        if brace == "}" and depth == 0: return i == len(text) - 1
+    return False
+
 def parse_target(
     text: str, # a teacher's or a student's completion
 ) -> dict: # critique, reasoning, answer
@@ -53,5 +61,5 @@ def parse_target(
     at = [text.index(t) for t in TAGS]
     if at != sorted(at): raise ValueError(f"tags nested or out of order: {' '.join(sorted(TAGS, key=text.index))}; expected {' '.join(TAGS)}")
     critique, reasoning, ans = (re.search(f"<{p}>(.*?)</{p}>", text, re.S)[1].strip() for p in PARTS)
-    if not (m := re.fullmatch(r"\\boxed\{(.*)\}", ans, re.S)): raise ValueError(f"<ans> holds {ans[:60]!r}, expected one \\boxed{{…}}")
-    return dict(critique=critique, reasoning=reasoning, answer=m[1])
+    if not _is_box(ans): raise ValueError(f"<ans> holds {ans[:60]!r}, expected one \\boxed{{…}} and nothing else")
+    return dict(critique=critique, reasoning=reasoning, answer=ans[len(r"\boxed{"):-1])

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'KINDS', 'MASKABLE', 'CHOICES', 'SPAN_TOKENS', 'IGNORE', 'PRESETS', 'example_text', 'render_prompt',
-           'check_template', 'render_prompts', 'byte_lengths', 'tokenize', 'name_parts', 'name_chars', 'name_tokens',
-           'encode_rows', 'encode', 'MaskSpec', 'uniforms', 'Units', 'find_units', 'unit_scores', 'unit_chances',
-           'MaskPlan', 'draw_mask', 'labels', 'mask_id', 'model_inputs', 'mask_moments', 'mask_band', 'add_moments',
-           'rate_sweep', 'preset', 'read_scores', 'show_example', 'EncodeConfig', 'encode_all', 'load_tokenizer',
-           'run_encode']
+           'check_template', 'render_prompts', 'control_text', 'byte_lengths', 'tokenize', 'name_parts', 'name_chars',
+           'name_tokens', 'encode_rows', 'encode', 'MaskSpec', 'uniforms', 'Units', 'find_units', 'unit_scores',
+           'unit_chances', 'MaskPlan', 'draw_mask', 'labels', 'mask_id', 'model_inputs', 'mask_moments', 'mask_band',
+           'add_moments', 'rate_sweep', 'preset', 'read_scores', 'show_example', 'EncodeConfig', 'encode_all',
+           'load_tokenizer', 'tokenizer_files', 'run_encode']
 
 # %% ../nbs/03_masking.ipynb #ed39191c
 import json, re, unicodedata
@@ -18,13 +18,14 @@ from functools import lru_cache
 from itertools import chain
 import numpy as np
 import pandas as pd
-from .core import check_row, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
-from .format import critique_prompt, solution_text, target_text
+from .core import check_row, is_hub, model_files, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .format import TAGS, critique_prompt, solution_text, target_text
 
 # %% ../nbs/03_masking.ipynb #8f589e47
 LAYOUTS = ("critique", "question") # what X holds
 KINDS = ("prompt", "tag", "critique", "reasoning", "answer", "eos") # what a span can be
 MASKABLE = ("critique", "reasoning", "answer") # parts a mask may be aimed at; of the answer, what the box holds
+_OWN = (*TAGS, "<think>", "</think>") # the project's own tags: a text may hold them
 _OPENERS = dict(critique=dict(critique="<critique>", reasoning="<reasoning>", answer="\\boxed{"),
                 question=dict(reasoning="<think>", answer="\\boxed{")) # what stands before each part of Y, in order
 
@@ -98,6 +99,25 @@ def _texts(rows: list[dict], tok, layout: str): # X, Y with the end token, and h
         if opened and not cut: x = x.removesuffix(opened)
         out.append((x, y + eos, cut))
     return out
+
+# %% ../nbs/03_masking.ipynb #ff9ae805
+@lru_cache(4)
+def _control(tok, n_vocab: int, template: str): # a pattern of control tokens; n_vocab, template: they may change later
+    turn, added = _chat(tok, [dict(role="user", content="⁂")]), tok.backend_tokenizer.get_added_tokens_decoder().values()
+    names = {t.content for t in added if t.content.strip() and (t.special or t.content in turn)}
+    names = {*names, tok.eos_token} - {*_OWN, None}
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
+def control_text(
+    row: dict, # one row of critiques
+    tok, # fast tokenizer with a chat template
+    layouts: tuple = LAYOUTS, # whose texts are read
+) -> str: # e.g. "the critique holds the end token '</s>'"; "" = no such text
+    "The first control token that stands in the row's texts as text."
+    find = _control(tok, len(tok), str(tok.chat_template)).search
+    parts = {k: 1 for layout in layouts for k in ("question", *(["rollout"] if layout == "critique" else []), *_OPENERS[layout])}
+    name, m = next(((k, m) for k in parts if (m := find(row[k]))), ("", None))
+    return f"the {name} holds the {'end' if m[0] == tok.eos_token else 'control'} token {m[0]!r}" if m else ""
 
 # %% ../nbs/03_masking.ipynb #07b0ad58
 @lru_cache(4)
@@ -237,6 +257,8 @@ def _check_encoded(row: dict, eos: tuple, bos: tuple): # what may never go wrong
                          "characters, or merges them with a tag: add the tags to it as special tokens")
     if ids[-1] != eos[1] or row["spans"][-1][1] - row["spans"][-1][0] != 1:
         raise ValueError(f"{name}: ends in token {ids[-1]}, expected one end token {eos[0]!r} ({eos[1]}): it is not in the vocabulary as one token")
+    if ids[row["spans"][0][1]:].count(eos[1]) != 1:
+        raise ValueError(f"{name}: more than one end token {eos[0]!r} in Y: the tokenizer makes one of its text; drop the row in 02")
     if bos[1] is not None and ids[:2] == [bos[1]]*2: raise ValueError(f"{name}: starts with two {bos[0]!r}: the chat template must write it once")
     return row
 
@@ -252,6 +274,8 @@ def encode_rows(
         raise ValueError(f"{type(tok).__name__} gives no character offsets: use a fast tokenizer (AutoTokenizer gives one by default)")
     if not (eos := tok.eos_token): raise ValueError(f"tokenizer {tok.name_or_path!r} has no end token: set tok.eos_token, a model must learn where to stop")
     texts = _texts(rows, tok, layout)
+    if bad := next(((r, why) for r in rows if (why := control_text(r, tok, (layout,)))), None):
+        raise ValueError(f"{bad[0]['id']}: {bad[1]}, which the model would read as one: drop the row in 02")
     pieces = [[x + y[cut:]] for x, y, cut in texts]
     ids, start, end = tokenize([p for p, in pieces], tok)
     if bad := _apart(texts, ids, tok):
@@ -654,8 +678,10 @@ class EncodeConfig:
     max_length: int # tokens, prompt included
     too_long: str = "error" # a longer example: "error", or "drop" it and count it
     resume: str = "same" # the folder holds another run: "same" is an error, "fresh" replaces it
+    revision: str = "" # of a model on the hub: branch, tag or commit; "" = the newest
 
     def __post_init__(self):
+        if self.revision and not is_hub(self.model_dir): raise ValueError(f"revision is {self.revision!r}, but {self.model_dir!r} is a folder: leave it out")
         if self.max_length < 16: raise ValueError(f"max_length is {self.max_length!r}, expected at least 16 tokens")
         for name, allowed in (("too_long", ("error", "drop")), ("resume", ("same", "fresh"))):
             if (v := getattr(self, name)) not in allowed: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(allowed)}")
@@ -668,10 +694,11 @@ def encode_all(
     too_long: str = "error", # "error" or "drop"
 ) -> tuple[list[dict], dict]: # encoded rows in both layouts; id -> reason of what was dropped
     "Encode what stage 02 kept; count what is left out and why."
-    kept, out = [r for r in rows if r["status"] == "kept"], []
-    dropped = {r["id"]: f"status {r['status']} in 02: {r['reason']}" for r in rows if r["status"] != "kept"}
+    dropped, out = {r["id"]: f"status {r['status']} in 02: {r['reason']}" for r in rows if r["status"] != "kept"}, []
     name, n = max(Counter(r["id"] for r in rows).items(), key=lambda x: x[1], default=("", 0))
     if n > 1: raise ValueError(f"critique id {name!r} stands {n} times: ids name the draws and must differ")
+    dropped |= {r["id"]: why for r in rows if r["status"] == "kept" and (why := control_text(r, tok))}
+    kept = [r for r in rows if r["id"] not in dropped]
     for i in progress(range(0, len(kept), 256), "encoding"):
         for r, *both in zip(kept[i:i+256], *(encode_rows(kept[i:i+256], tok, layout) for layout in LAYOUTS)):
             long = [e for e in both if len(e["input_ids"]) > max_length]
@@ -682,16 +709,23 @@ def encode_all(
             else: out += both
     return out, dropped
 
-# %% ../nbs/03_masking.ipynb #927ccb40
+# %% ../nbs/03_masking.ipynb #f6e9763f
 def load_tokenizer(
-    model: str, # folder (from the repository root) or name on the hub
+    model: str, # folder (from the repository root) or name on the hub, "org/model"
+    revision: str = "", # of a name on the hub: branch, tag or commit; "" = the newest
 ): # fast tokenizer
-    "The model's own tokenizer."
+    "The model's own tokenizer; code that comes with it is never run."
     from transformers import AutoTokenizer
-    folder = resolve(model)
-    if not folder.exists() and str(model).startswith(("data/", "runs/", "/", ".")):
-        raise FileNotFoundError(f"no tokenizer at {folder}: run the stage that writes this checkpoint, or pass another model")
-    return AutoTokenizer.from_pretrained(str(folder) if folder.exists() else model)
+    if not is_hub(model) and not resolve(model).is_dir():
+        raise FileNotFoundError(f"no tokenizer at {resolve(model)}: run the stage that writes this checkpoint, or pass another model (on the hub: org/model)")
+    source = str(model if is_hub(model) else resolve(model))
+    return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+
+def tokenizer_files(
+    model: str, # folder or name on the hub
+) -> list: # paths; none for a name on the hub
+    "The files of a local model that decide what a stage writes, without the weights."
+    return [] if is_hub(model) else [f for f in model_files(model) if f.suffix != ".safetensors"]
 
 # %% ../nbs/03_masking.ipynb #83a3f35e
 def run_encode(
@@ -699,11 +733,10 @@ def run_encode(
 ) -> pd.DataFrame: # funnel: what came in, what was left out and why, what came out
     "Read critiques, write `encoded.jsonl` and `run.json`; a complete run is not made again."
     params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "resume")}
-    tok_file = [f for f in (resolve(cfg.model_dir)/"tokenizer.json",) if f.exists()]
-    run = start_run(cfg.out_dir, "03_masking", params, [cfg.critiques, *tok_file], cfg.resume)
+    run = start_run(cfg.out_dir, "03_masking", params, [cfg.critiques, *tokenizer_files(cfg.model_dir)], cfg.resume)
     if not run.done:
         rows = read_rows(cfg.critiques, "critiques")
-        encoded, dropped = encode_all(rows, load_tokenizer(cfg.model_dir), cfg.max_length, cfg.too_long)
+        encoded, dropped = encode_all(rows, load_tokenizer(cfg.model_dir, cfg.revision), cfg.max_length, cfg.too_long)
         if not encoded: raise ValueError(f"{cfg.critiques}: none of the {len(rows)} critiques is left ({dict(Counter(dropped.values()))})")
         write_rows(run.folder/"encoded.jsonl", encoded, "encoded")
         funnel = [("critiques read", len(rows)), *((f"dropped: {why}", -n) for why, n in sorted(Counter(dropped.values()).items())),

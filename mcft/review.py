@@ -69,13 +69,18 @@ def formula(
 _maths = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$(?![\s$])([^$\n]*?[^\s\\$])\$(?!\d)"
                     r"|(\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})", re.S)
 
+def _closable(text: str) -> str: # same length; openers that nothing closes are blanked, or each would be sought to the end of the text
+    for opener, closer in ((r"\[", r"\]"), (r"\(", r"\)")):
+        last = text.rfind(closer) + 1; text = text[:last] + text[last:].replace(opener, "\0\0")
+    return text
+
 def prose(
     text: str, # written by a model
 ) -> str: # HTML: escaped text and MathML
     "Text with its formulas drawn."
     out, at = [], 0
-    for m in _maths.finditer(text):
-        out += [show(text[at:m.start()]), formula(next(g for g in m.groups() if g is not None), block=m[1] is not None or m[2] is not None)]
+    for m in _maths.finditer(_closable(text)):
+        out += [show(text[at:m.start()]), formula(text[slice(*m.span(m.lastindex))], block=m.lastindex in (1, 2))]
         at = m.end()
     return "".join(out) + show(text[at:])
 

@@ -8,7 +8,7 @@ __all__ = ['SCORES', 'target_spans', 'outcome_tokens', 'token_losses', 'loss_sco
 
 # %% ../nbs/00_scores.ipynb #033eb95d
 import numpy as np
-from .core import progress, read_rows, resolve, write_rows
+from .core import is_hub, progress, read_rows, resolve, write_rows
 
 # %% ../nbs/00_scores.ipynb #b3c619ca
 SCORES = ("loss", "step", "critical")
@@ -135,11 +135,14 @@ def write_scores(
     encoded: str, # rows of encoded
     score: str, # loss, step or critical
     target: str = "critique", # as the mask's
+    revision: str = "", # of a model on the hub: branch, tag or commit; "" = the newest
 ) -> int: # rows written
     "Score every example of a file."
     from transformers import AutoModelForCausalLM
     rows = read_rows(encoded, "encoded")
-    model = AutoModelForCausalLM.from_pretrained(resolve(model_dir) if resolve(model_dir).exists() else model_dir).eval()
+    if not is_hub(model_dir) and not resolve(model_dir).is_dir(): raise FileNotFoundError(f"no model at {resolve(model_dir)}: pass a folder, or org/model")
+    source, safe = model_dir if is_hub(model_dir) else resolve(model_dir), dict(trust_remote_code=False, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", **safe).eval()
     if (top := max(max(r["input_ids"]) for r in rows)) >= model.config.vocab_size:
         raise ValueError(f"{encoded} holds token {top}, but {model_dir} has {model.config.vocab_size}: encode with that model's tokenizer, or "
                          "score with the student")

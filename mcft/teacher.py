@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['FATAL', 'RETRY', 'Ask', 'Reply', 'TeacherStop', 'Price', 'price_of', 'stream_rows', 'Lines', 'Book', 'Teacher',
            'SymbolicTeacher', 'StudentTeacher', 'Failure', 'Malformed', 'retry_after', 'failure_of', 'Limits', 'Pace',
-           'Endpoint', 'read_completion', 'OpenAITeacher']
+           'Endpoint', 'counted', 'read_completion', 'OpenAITeacher']
 
 # %% ../nbs/00_teacher.ipynb #b0a83a29
-import asyncio, fcntl, gzip, json, math, os, random, re, time
+import asyncio, fcntl, gzip, json, math, os, random, time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Iterable, Protocol
 from .core import check_row, resolve
 from .format import target_text
+from .generate import check_address, check_key_env, plain_text, read_key
 from .pocket import teach
 
 # %% ../nbs/00_teacher.ipynb #1ff4e485
@@ -34,6 +35,9 @@ class Ask:
 
     @property
     def n_chars(self) -> int: return sum(len(m["content"]) for m in self.messages)
+
+    @property
+    def n_bytes(self) -> int: return sum(len(m["content"].encode(errors="surrogatepass")) for m in self.messages)
 
 @dataclass(frozen=True)
 class Reply:
@@ -97,7 +101,7 @@ class Lines:
         path: Path, # made if absent
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.f = path, open(path, "ab+")
+        self.path, self.f = path, open(path, "ab+", buffering=0) # nothing waits in a buffer
         try: fcntl.flock(self.f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.f.close(); raise TeacherStop(f"{path} is open in another process: wait for it or end it, or both would pay for the same replies") from None
@@ -112,10 +116,14 @@ class Lines:
         self.f.truncate(end); self.end = end
 
     def append(self, row: dict, sync: bool = True) -> int: # offset of the row
-        "Write one row; with `sync` it is on the disk when this returns."
+        "Write one row whole or not at all; with `sync` it is on the disk when this returns."
         data, at = (json.dumps(row, ensure_ascii=False) + "\n").encode(), self.end
-        self.f.write(data); self.f.flush(); self.end += len(data)
-        if sync: os.fsync(self.f.fileno())
+        try:
+            left = data
+            while left: left = left[self.f.write(left):]
+            if sync: os.fsync(self.f.fileno())
+        except OSError: self.f.truncate(at); raise # such as a full disk: no torn line stays, the next row begins where this one would have
+        self.end += len(data)
         return at
 
     def __iter__(self): # (offset, row)
@@ -273,9 +281,10 @@ def failure_of(
     import openai
     if isinstance(e, (TimeoutError, openai.APITimeoutError)): return Failure("timeout", billed=not _refused(e))
     if isinstance(e, openai.APIConnectionError): return Failure("connection refused" if _refused(e) else "connection lost", billed=not _refused(e))
-    if isinstance(e, (Malformed, json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError)): return Failure("malformed reply", billed=True)
+    if isinstance(e, Malformed): return Failure("malformed reply", billed=True, text=str(e))
+    if isinstance(e, (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError)): return Failure("malformed reply", billed=True)
     if not isinstance(e, openai.APIStatusError): raise e
-    code, text = e.status_code, clean(str(e))[:300]
+    code, text = e.status_code, plain_text(clean(str(e)))[:300]
     if e.code == "insufficient_quota": return Failure("quota used up", retry=False, fatal=True, text=text)
     if code in FATAL: return Failure(f"{code} {FATAL[code]}", retry=False, fatal=True, text=text)
     return Failure(f"status {code}", retry=code in RETRY or code >= 500, wait=retry_after(e.response.headers), text=text)
@@ -330,7 +339,7 @@ class Pace:
         self.next = now + max(60/self.rpm if self.rpm else 0, 60*n_tok/self.tpm if self.tpm else 0)
         return 0.0
 
-# %% ../nbs/00_teacher.ipynb #2eff263a
+# %% ../nbs/00_teacher.ipynb #e69604c2
 @dataclass(frozen=True)
 class Endpoint:
     "An OpenAI-compatible endpoint and how to sample from it."
@@ -343,33 +352,43 @@ class Endpoint:
     extra_body: dict = field(default_factory=dict) # further fields of the request
 
     def __post_init__(self):
-        if self.key_env and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.key_env):
-            raise ValueError("key_env is not the name of an environment variable (capitals, digits, _): write its name, never the key")
-        if not re.match(r"https?://[^@/]+(/|$)", self.base_url):
-            raise ValueError("base_url is not http(s)://host[:port]/path without a user or password in it: keys go into an environment variable")
+        check_address(self.base_url); check_key_env(self.key_env)
         if self.max_tokens < 1: raise ValueError(f"max_tokens is {self.max_tokens}: at least 1")
 
     def key(self) -> str: # the secret; never store or print it
         if not self.key_env: return "keyless"
-        if not (key := os.environ.get(self.key_env, "").strip()):
+        if not (key := read_key(self.key_env)):
             raise ValueError(f"environment variable {self.key_env} is not set: export it with the key of {self.base_url}, or set key_env to \"\" for a keyless server")
         return key
 
     def settings(self) -> dict: # what changes a reply; the address does not
         return dict(model=self.model, temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, extra_body=self.extra_body)
 
-# %% ../nbs/00_teacher.ipynb #3c28373b
+# %% ../nbs/00_teacher.ipynb #eab85bc8
+def counted(
+    usage, # of a chat completion; None = not told
+) -> tuple[int|None, int|None, int|None]: # tokens in, tokens out with thoughts, in all
+    "Tokens as the endpoint counts them; None = not told."
+    told = (getattr(usage, f"{k}_tokens", None) for k in ("prompt", "completion", "total"))
+    n_in, n_out, total = (n if isinstance(n, int) and n >= 0 else None for n in told)
+    if total is not None and n_in is not None: n_out = max(n_out or 0, total - n_in)
+    elif total is not None and n_out is not None: n_in = max(0, total - n_out)
+    return n_in, n_out, total
+
 def read_completion(
     c, # what the client made of a response
     price: Price, # of the model
+    bound: float = 0.0, # highest possible price of the request, dollars
 ) -> Reply: # an empty choice is an empty reply: the checks name it
     "Text, finish reason and counted tokens of a chat completion."
     choices = getattr(c, "choices", None)
     if not isinstance(choices, list): raise Malformed("status 200 without a chat completion")
-    u, first = getattr(c, "usage", None), choices[0] if choices else None
-    n_in, n_out = (u.prompt_tokens, u.completion_tokens) if u else (None, None)
-    text = (getattr(first.message, "content", None) or getattr(first.message, "refusal", None) or "") if first and first.message else ""
-    return Reply(text, (first.finish_reason or "") if first else "none", n_in, n_out, cost=price.cost(n_in or 0, n_out or 0))
+    n_in, n_out, total = counted(getattr(c, "usage", None)); first = choices[0] if choices else None; said = getattr(first, "message", None)
+    told = n_in is not None and n_out is not None
+    cost = price.cost(n_in, n_out) if told else max(price.cost(total, 0), price.cost(0, total)) if total is not None else 0.0
+    try: text, why = plain_text(getattr(said, "content", None) or getattr(said, "refusal", None)), plain_text(getattr(first, "finish_reason", None))
+    except ValueError as e: raise Malformed(str(e)) from None
+    return Reply(text, why if first else "none", n_in, n_out, cost=cost, cost_unseen=0.0 if told or total is not None else bound)
 
 # %% ../nbs/00_teacher.ipynb #06aaa055
 class OpenAITeacher:
@@ -387,7 +406,7 @@ class OpenAITeacher:
         return math.ceil(ask.n_chars/self.chars_per_token)
 
     def bound(self, ask: Ask) -> float: # highest possible price of one request, dollars
-        return self.price.cost(self.prompt_tokens(ask), self.endpoint.max_tokens)
+        return self.price.cost(ask.n_bytes, self.endpoint.max_tokens) # no token is shorter than a byte
 
     def run(self, asks, book, follow):
         self.endpoint.key(); pool = _Pool(self, book, follow) # a missing key is told before anything is taken up
@@ -405,15 +424,16 @@ class _Pool:
     "One run of an `OpenAITeacher`: workers, pace, budgets. Lives in the thread of its event loop."
     def __init__(self, teacher: OpenAITeacher, book: Book, follow):
         self.t, self.book, self.follow, self.limits = teacher, book, follow, teacher.limits
-        self.stop, self.error, self.reserved, self.n_flying, self.failed_in_row, self.rng = "", None, 0.0, 0, 0, random.Random()
+        self.loop, self.stop, self.error, self.reserved, self.n_flying, self.failed_in_row, self.rng = None, "", None, 0.0, 0, 0, random.Random()
         self.pace = Pace(self.limits.requests_per_min, self.limits.tokens_per_min)
 
-    def end(self, why: str): # send nothing more; the first reason counts
+    def end(self, why: str): # send nothing more; the first reason counts; called from any thread
         self.stop = self.stop or why
+        if self.loop and not self.loop.is_closed(): self.loop.call_soon_threadsafe(self.freed.set) # whoever waits for money sees the stop
 
     async def work(self, asks):
         from openai import AsyncOpenAI
-        self.freed = asyncio.Event(); key = self.t.endpoint.key(); self.clean = lambda s: s.replace(key, "[key]")
+        self.freed, self.loop = asyncio.Event(), asyncio.get_running_loop(); key = self.t.endpoint.key(); self.clean = lambda s: s.replace(key, "[key]")
         async with AsyncOpenAI(base_url=self.t.endpoint.base_url, api_key=key, max_retries=0, timeout=self.limits.timeout) as self.client:
             await asyncio.gather(*(self._worker(asks) for _ in range(self.limits.concurrency)))
 
@@ -437,7 +457,7 @@ class _Pool:
             elif lim.max_requests and self.book.n_sent >= lim.max_requests:
                 self.end(f"request budget: {self.book.n_sent} of {lim.max_requests} requests are sent; raise max_requests to go on")
             if self.stop: break
-            self.reserved += bound; self.n_flying += 1; self.book.sent(ask.key, bound)
+            self.book.sent(ask.key, bound); self.reserved += bound; self.n_flying += 1
             return bound
 
     def _short(self, bound: float) -> bool: # would this request overspend?
@@ -449,17 +469,24 @@ class _Pool:
         unseen, n_bad, why = 0.0, 0, ""
         for n in range(1, self.limits.max_tries + 1):
             if (bound := await self._admit(ask)) is None: return None
-            try: got = await self._send(ask, n_bad)
-            except Exception as e:
-                f = failure_of(e, self.clean); lost = bound if f.billed else 0.0
-                unseen += lost; n_bad += f.kind == "malformed reply"; why = f.kind + (f": {f.text}" if f.text else "")
-                self.book.ended(ask.key, f.kind, unseen=lost); self._land(bound)
-                if not await self._again(f, n): break
-            else:
-                self.book.keep(ask, replace(got, tries=n, cost_unseen=unseen), got.cost)
-                self.book.ended(ask.key, "answered", got.cost); self._land(bound); self.failed_in_row = 0
-                return got
+            try:
+                got = await self._try(ask, n_bad, bound)
+                if isinstance(got, Reply): self._keep(ask, replace(got, tries=n, cost_unseen=unseen), got); return got
+            finally: self._land(bound) # whatever happened, the money set aside is free again
+            unseen += bound*got.billed; n_bad += got.kind == "malformed reply"; why = got.kind + (f": {got.text}" if got.text else "")
+            if not await self._again(got, n): break
         return None if self.stop else self._give_up(ask, Reply(tries=n, cost_unseen=unseen, error=why))
+
+    async def _try(self, ask: Ask, n_bad: int, bound: float) -> Reply|Failure: # a failure is in the ledger; an exception we do not know is raised
+        try: return await self._send(ask, n_bad)
+        except Exception as e:
+            f = failure_of(e, self.clean); self.book.ended(ask.key, f.kind, unseen=bound*f.billed)
+            return f
+
+    def _keep(self, ask: Ask, reply: Reply, last: Reply): # `last`: of the try that answered
+        reply = replace(reply, cost_unseen=reply.cost_unseen + last.cost_unseen)
+        self.book.keep(ask, reply, last.cost + last.cost_unseen)
+        self.book.ended(ask.key, "answered", last.cost, last.cost_unseen); self.failed_in_row = 0
 
     async def _again(self, f: Failure, n: int) -> bool: # wait and try again?
         if f.fatal: self.end(f"{f.kind} at {self.t.endpoint.base_url}: {f.text}")
@@ -482,4 +509,4 @@ class _Pool:
         async with asyncio.timeout(self.limits.timeout):
             c = await self.client.chat.completions.create(model=e.model, messages=list(ask.messages), max_tokens=e.max_tokens, extra_body=e.extra_body or None,
                                                           extra_headers={"Idempotency-Key": f"mcft-{ask.key}-{n_bad}"}, **how)
-        return read_completion(c, self.t.price)
+        return read_completion(c, self.t.price, self.t.bound(ask))

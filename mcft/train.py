@@ -8,8 +8,7 @@ __all__ = ['METHODS', 'OPTIMIZERS', 'SCHEDULERS', 'LOADERS', 'REPORTS', 'PARTS',
            'EpochOrder', 'row_parts', 'count_labels', 'check_counts', 'check_share', 'LabelGuard', 'label_nll',
            'use_label_head', 'part_losses', 'MaskedTrainer', 'TrainLog', 'sft_config', 'reporters', 'check_vocabulary',
            'load_model', 'quiet', 'TrainData', 'load_data', 'measurements', 'make_trainer', 'overfit', 'check_overfit',
-           'last_state', 'check_state', 'run_params', 'is_hub', 'open_run', 'train', 'join', 'launch', 'main',
-           'summary']
+           'last_state', 'check_state', 'run_params', 'open_run', 'train', 'join', 'launch', 'main', 'summary']
 
 # %% ../nbs/04_train.ipynb #7df76083
 import argparse, json, math, shutil, sys, time
@@ -27,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import maybe_gather_lm_head_ctx
-from .core import append_rows, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import append_rows, is_hub, model_files, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes, world_size
 from .masking import (IGNORE, KINDS, PRESETS, MaskPlan, MaskSpec, add_moments, load_tokenizer, mask_band, mask_id, mask_moments, preset, read_scores)
 
@@ -85,6 +84,7 @@ class TrainConfig:
     sanity_steps: int = 0 # before the run: so many updates on one batch must overfit (20 will do); 0 = not tried
     report_to: str = "none" # none, tensorboard (into out_dir) or wandb
     resume: str = "same" # out_dir holds another run: "same" is an error, "fresh" replaces it
+    revision: str = "" # of a model on the hub: branch, tag or commit; "" = the newest
 
     def __post_init__(self): check_config(self)
 
@@ -108,6 +108,8 @@ def _check_mask(cfg): # what the mask_* fields say together
         raise ValueError(f"mask_by={spec.by!r} with mask_scores={cfg.mask_scores!r}: a mask by score needs a file of scores, a random one takes none")
 
 def _check_together(cfg): # fields that exclude each other
+    if cfg.revision and not is_hub(cfg.model_dir):
+        raise ValueError(f"revision is {cfg.revision!r}, but model_dir={cfg.model_dir!r} is a folder: leave it out, or name a model on the hub")
     if cfg.method == "sft" and cfg.mix_question_only:
         raise ValueError("method='sft' trains on question-only rows already: mix_question_only must be 0")
     if cfg.save_steps % cfg.log_steps:
@@ -541,11 +543,13 @@ def load_model(
     tok, # its tokenizer
 ): # causal language model in float32
     "The base checkpoint, checked against tokenizer and encoded rows."
-    folder = resolve(cfg.model_dir); name = str(folder) if folder.exists() else cfg.model_dir
+    name = cfg.model_dir if is_hub(cfg.model_dir) else str(resolve(cfg.model_dir))
+    safe = dict(revision=cfg.revision or "main", trust_remote_code=False, use_safetensors=True)
     if cfg.loader == "unsloth":
         from unsloth import FastLanguageModel
-        model, _ = FastLanguageModel.from_pretrained(model_name=name, max_seq_length=cfg.max_length, dtype=None, load_in_4bit=False, full_finetuning=True)
-    else: model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        model, _ = FastLanguageModel.from_pretrained(model_name=name, max_seq_length=cfg.max_length, dtype=None, load_in_4bit=False, full_finetuning=True,
+                                                     **safe)
+    else: model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **safe)
     check_vocabulary(cfg, rows, model.get_input_embeddings().num_embeddings, tok)
     if (room := getattr(model.config, "max_position_embeddings", cfg.max_length)) < cfg.max_length:
         raise ValueError(f"max_length={cfg.max_length}, but {cfg.model_dir} has {room} positions: lower max_length")
@@ -689,20 +693,13 @@ def run_params(
     params = {k: v for k, v in asdict(cfg).items() if k not in apart}
     return {**params, "mask_rate": mask_spec(cfg).rate, "update_size": update_size(cfg)}
 
-def is_hub(
-    name: str, # folder, or "org/model"
-) -> bool:
-    "A name on the hub: one slash, and no such folder here. Its files are the hub's, so the name alone stands in the run key."
-    return name.count("/") == 1 and not name.startswith((".", "/", "data/", "runs/")) and not resolve(name).exists()
-
 def open_run(
     cfg: TrainConfig, # a run's parameters
 ): # mcft.core.Run
-    "The run folder, with digests of all that is read."
-    files = [f for f in (resolve(cfg.model_dir)/n for n in ("config.json", "tokenizer.json")) if f.exists()]
-    here = [] if is_hub(cfg.model_dir) else [cfg.model_dir]
+    "The run folder, with digests of all that is read; a model on the hub is in the key by name and revision."
+    here = [] if is_hub(cfg.model_dir) else model_files(cfg.model_dir)
     scores = [cfg.mask_scores] if cfg.mask_scores else []
-    return start_run(cfg.out_dir, "04_train", run_params(cfg), [*here, *files, cfg.encoded, *scores], cfg.resume)
+    return start_run(cfg.out_dir, "04_train", run_params(cfg), [*here, cfg.encoded, *scores], cfg.resume)
 
 # %% ../nbs/04_train.ipynb #49821e18
 def train(
@@ -715,7 +712,7 @@ def train(
     run = from_main(lambda: open_run(cfg))
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):
-        data, tok = load_data(cfg), load_tokenizer(cfg.model_dir)
+        data, tok = load_data(cfg), load_tokenizer(cfg.model_dir, cfg.revision)
         if cfg.sanity_steps: check_overfit(overfit(cfg, data, load_model(cfg, data.rows, tok).to("cpu" if cpu else "cuda"), tok))
         model = load_model(cfg, data.rows, tok)
         trainer = make_trainer(cfg, data, model, tok, run.folder, callbacks=list(callbacks))

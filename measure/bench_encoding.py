@@ -9,19 +9,21 @@ import itertools, json, random
 from measure.rows import ROOT, bench_row, paired
 
 
+SPECIAL = ['<pad>', '<s>', '</s>', '<unk>', '<|user|>', '<|assistant|>']  # control tokens: no text may hold them
+
+
 def prose() -> list[str]:
-    "Cells of the project's notebooks, without those that name a tag of ours."
+    "Cells of the project's notebooks, without those that name a tag of ours or a control token."
     from mcft.format import TAGS
     found = [''.join(c['source']).strip() for f in sorted((ROOT/'nbs').glob('*.ipynb')) for c in json.loads(f.read_text(encoding='utf-8'))['cells']]
-    return [t for t in found if len(t) > 40 and not any(tag in t for tag in TAGS)]
+    return [t for t in found if len(t) > 40 and not any(tag in t for tag in (*TAGS, *SPECIAL))]
 
 
 def bench_tokenizer(kind: str, texts: list[str], n_vocab: int):
     "A tokenizer trained on the texts, with turn markers and a chat template."
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-    special = ['<pad>', '<s>', '</s>', '<unk>', '<|user|>', '<|assistant|>']
-    common = dict(vocab_size=n_vocab, special_tokens=special, show_progress=False)
+    common = dict(vocab_size=n_vocab, special_tokens=SPECIAL, show_progress=False)
     if kind == 'BPE':
         split = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         t, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)

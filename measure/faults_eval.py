@@ -12,7 +12,7 @@ from mcft.eval import EvalConfig, collect, evaluate
 
 PATIENCE = 300  # seconds of one attempt; more counts as hung
 TAIL = 5  # seconds after the last response in which a kill may fall
-FILES = 'responses', 'verdicts'
+FILES = dict(responses='responses/responses.jsonl', verdicts='verdicts.jsonl')
 LIBRARIES = ['mcft.eval', 'mcft.generate', 'pandas', 'torch', 'transformers.generation.utils', 'transformers.models.auto.modeling_auto',
              'transformers.models.auto.tokenization_auto', 'transformers.models.qwen2.modeling_qwen2']
 
@@ -41,7 +41,7 @@ def written(
     cfg: EvalConfig,
 ) -> int:  # complete lines
     "Responses on disk."
-    f = Path(cfg.out_dir)/'responses.jsonl'
+    f = Path(cfg.out_dir)/FILES['responses']
     return f.read_bytes().count(b'\n') if f.exists() else 0
 
 
@@ -78,7 +78,7 @@ def lines(
     name: str,
 ) -> Counter:  # line -> how often
     "The lines of a file, in any order."
-    return Counter((folder/f'{name}.jsonl').read_bytes().splitlines(True))
+    return Counter((folder/FILES[name]).read_bytes().splitlines(True))
 
 
 def compare(
@@ -89,7 +89,7 @@ def compare(
     "Count what the kills changed."
     for name in FILES:
         seen.lost += (lines(whole, name) - lines(killed, name)).total()
-        ids = [r['id'] for r in read_rows(killed/f'{name}.jsonl', name)]
+        ids = [r['id'] for r in read_rows(killed/FILES[name], name)]
         seen.duplicated += len(ids) - len(set(ids))
     seen.lost += int((collect([whole]).to_csv() != collect([killed]).to_csv()))
 

@@ -16,7 +16,7 @@ def config(folder: Path, steps: int):
     "A short pocket run that saves often."
     from mcft.train import TrainConfig
     return TrainConfig(str(ROOT/'data/pocket/base'), str(ROOT/'data/pocket/encoded.jsonl'), str(folder), n_examples=32, max_length=512, batch_size=2, lr=1e-4,
-                       mask_schedule='per_epoch', max_steps=steps, epochs=9, save_steps=4, part_steps=12, device='cpu')
+                       mask_schedule='per_epoch', max_steps=steps, epochs=9, save_steps=4, part_steps=12, part_rows=4, device='cpu')
 
 
 def victim(cfg):

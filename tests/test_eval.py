@@ -42,12 +42,24 @@ def test_a_changed_setting_never_returns_old_scores(world):
     assert list(collect([world/"changed"]).mask_rate) == [0.2, 0.2]
 
 
+def test_other_graders_keep_the_responses_and_no_checkpoint_is_replaced(world):
+    first = evaluate(config(world, "judged", max_new_tokens=4))
+    file = world/"judged/responses/responses.jsonl"
+    before = file.stat().st_mtime_ns, file.read_bytes()
+    second = evaluate(config(world, "judged", max_new_tokens=4, graders=("symbolic",)))
+    assert (file.stat().st_mtime_ns, file.read_bytes()) == before
+    assert first["scores"]["near"]["strict"] is not None and second["scores"]["near"]["strict"] is None
+    weights = (world/"model/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="choose another out_dir"): evaluate(config(world, "model"))
+    assert (world/"model/model.safetensors").read_bytes() == weights
+
+
 def test_the_prompt_is_question_instruction_and_system_prompt_with_one_bos(world):
     from mcft.generate import load, prompt_ids, text_hash
     _, tok = load(world/"model")
     kinds = dict(bare={}, asked=dict(instruction="Box it."), told=dict(instruction="Box it.", system_prompt="Solve user question"))
     for k, kw in kinds.items(): evaluate(config(world, f"prompt-{k}", n_problems=2, max_new_tokens=2, **kw))
-    rows = {k: read_rows(world/f"prompt-{k}/responses.jsonl", "responses")[0] for k in kinds}
+    rows = {k: read_rows(world/f"prompt-{k}/responses/responses.jsonl", "responses")[0] for k in kinds}
     question = next(p for p in read_rows(world/"problems.jsonl") if p["id"] == rows["bare"]["problem_id"])["question"]
     turns = dict(bare=[question], asked=[f"{question}\n\nBox it."], told=["Solve user question", f"{question}\n\nBox it."])
     for k, r in rows.items():
@@ -94,10 +106,10 @@ def test_a_server_that_dies_is_replaced_by_one_at_another_address(world):
                                        backend_options=dict(base_url=url, concurrency=3, max_retries=0))
     first, second = Server(lives=20), Server()
     with first as url, pytest.raises(RuntimeError, match="out of order"): evaluate(served(url))
-    assert len(read_rows(world/"served/responses.jsonl", "responses")) == 20
+    assert len(read_rows(world/"served/responses/responses.jsonl", "responses")) == 20
     with second as url: info = evaluate(served(url))
-    ids = [r["id"] for r in read_rows(world/"served/responses.jsonl", "responses")]
-    assert len(ids) == len(set(ids)) == 2*N and second.answers <= 2*N - 20 + 20//2
+    ids = [r["id"] for r in read_rows(world/"served/responses/responses.jsonl", "responses")]
+    assert len(ids) == len(set(ids)) == 2*N and second.answers == 2*N - 20 # no sample is asked for twice
     assert info["params"]["arm"]["method"] == "some-model" and info["model"]["backend"] == "openai"
     assert all(s["maj_at_k"] == s["pass_at_k"] == s["accuracy"] for s in info["scores"].values())
     evaluate(config(world, "local", max_new_tokens=4, temperature=1.0, n_samples=2))

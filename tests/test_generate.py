@@ -141,6 +141,24 @@ def test_what_was_answered_before_a_failure_is_handed_out():
     assert {0, 1, 2, 3, 4} <= {r['index'] for r in got} and len(count) < 12
 
 
+def test_a_withheld_answer_is_named_and_the_others_are_kept():
+    def respond(body, n, headers):
+        status, data = answer()
+        if body['messages'][0]['content'] in ('q1', 'q3'): data['choices'][0] |= dict(finish_reason='content_filter')
+        return status, data
+    with fake(respond) as (url, count):
+        got = []
+        with pytest.raises(RuntimeError, match=r'to the prompts \[1, 3\].*leave these problems out'):
+            for batch in make_backend(far(url)).generate([f'q{i}' for i in range(9)]): got.extend(batch)
+    assert sorted(r['index'] for r in got) == [0, 2, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize('change, said', [(dict(choices=[]), 'sent no response'), (dict(choices=None), 'sent no response'), (dict(usage=None), 'counts no tokens')])
+def test_an_answer_that_makes_no_row_is_named(change, said):
+    with fake(lambda *_: (200, answer()[1] | change)) as (url, count):
+        with pytest.raises(ValueError, match=re.escape(f'{url}, prompt 0: ') + f'.*{said}'): rows_of(make_backend(far(url)), ['a'])
+
+
 def test_an_unreachable_server_is_named_and_the_key_is_not(monkeypatch):
     monkeypatch.setenv('MCFT_TEST_KEY', 'sk-very-secret')
     there = make_backend(far('http://127.0.0.1:9/v1', max_retries=1))

@@ -1,6 +1,7 @@
 """Stage 02 over real HTTP: a breaking endpoint, kills, budgets, keys, `transformers serve`, and the student as its own teacher."""
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from measure.faults_teacher import ENV, FaultServer, answered, lines, world  # n
 
 from mcft.core import read_rows, run_notebook  # noqa: E402
 from mcft.critique import Checks, CritiqueConfig, Prompt, TeacherConfig, run_critique  # noqa: E402
-from mcft.teacher import Limits, TeacherStop  # noqa: E402
+from mcft.teacher import Lines, Limits, TeacherStop  # noqa: E402
 
 KEY = 'mcft-marker-5f0c9a71e2d84b36'
 
@@ -161,6 +162,20 @@ def test_an_interrupt_lets_what_is_in_flight_come_home(asked, tmp_path):
         counts = s.counts()
     assert 'interrupted: what was in flight is written' in err
     assert 0 < len(answered(tmp_path)) == sum(counts['sent'].values()) == sum(counts['seen'].values()) < 12
+
+
+def test_a_row_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path):
+    file = Lines(tmp_path/'a.jsonl')
+    file.append(dict(n=1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))  # the system takes the first 50 bytes of the file and refuses the rest
+    try:
+        with pytest.raises(OSError): file.append(dict(text='x'*100))
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.path.read_text() == '{"n": 1}\n'
+    at = file.append(dict(n=2))
+    assert file.at(at) == dict(n=2) and lines(file.path) == [dict(n=1), dict(n=2)]
+    file.close()
 
 
 def holding(folder: Path, secret: str) -> list[Path]:

@@ -82,3 +82,24 @@ def test_misspelt_parameter_stops_it_before_anything_runs(tmp_path, section, nam
     done = snakemake(tmp_path/'typo.yaml', tmp_path/'run')
     assert done.returncode != 0 and f"'{name}' is no parameter" in done.stderr + done.stdout, done.stderr[-3000:]
     assert not list(tmp_path.glob('run/**/run.json'))
+
+
+def test_paper_asks_the_hub_and_runs_one_job_at_a_time():
+    "The switches of `make reproduce` (offline, two jobs) are not those of `make paper`."
+    done = subprocess.run(['make', '-n', 'paper'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert 'reproduce PROFILE=paper CORES=1 HF_HUB_OFFLINE=0' in done.stdout, done.stdout + done.stderr
+    assert '--configfile configs/paper.yaml --quiet rules host --cores 1 ' in done.stdout
+
+
+def test_base_in_shards_of_another_origin(tmp_path):
+    "A local base needs neither model.safetensors nor run.json."
+    base = tmp_path/'base'
+    base.mkdir()
+    for name in 'config.json', 'model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors': (base/name).write_text('{}')
+    config = yaml.safe_load(SMOKE.read_text())
+    for section in 'data', 'train': config[section]['model_dir'] = str(base)
+    (tmp_path/'shards.yaml').write_text(yaml.safe_dump(config))
+    done = snakemake(tmp_path/'shards.yaml', tmp_path/'run', '-n')
+    assert done.returncode == 0 and 'model-00002-of-00002.safetensors' in done.stdout + done.stderr, done.stderr[-3000:]
+    trained = next(text for text in (done.stdout + done.stderr).split('rule evaluate:')[1:] if '05_eval/base/' not in text)
+    assert '04_train/' in trained.split('output:')[0]
