@@ -113,6 +113,12 @@ def adversarial(n: int, timeout: float) -> dict:
     return dict(name='grading, adversarial answers', tried=n, lost=lost, duplicated=0, hung=hung, seconds=round(seconds, 1))
 
 
+def is_worker(p) -> bool:
+    "A grading process that still runs; one that ends while it is looked at is none."
+    try: return 'mcft.grading' in ' '.join(p.cmdline())
+    except psutil.Error: return False
+
+
 def killed_workers(n: int, kills: int) -> dict:
     "Workers die at random moments, busy or starting: the verdicts are those of an undisturbed run."
     answers, golds = benign(n, seed=0)
@@ -122,7 +128,7 @@ def killed_workers(n: int, kills: int) -> dict:
     def killer():
         while len(killed) < kills:
             time.sleep(rng.uniform(0.5, 4))
-            mine = [p for p in psutil.Process().children() if 'mcft.grading' in ' '.join(p.cmdline())]
+            mine = [p for p in psutil.Process().children() if is_worker(p)]
             if mine: killed.append(rng.choice(mine)); killed[-1].kill()
     t0, t, runs = time.monotonic(), threading.Thread(target=killer), []
     t.start()

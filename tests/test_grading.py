@@ -86,7 +86,6 @@ def _script(code: str) -> subprocess.Popen:
 def test_workers_end_with_their_parent_even_when_another_process_holds_their_pipes(then):
     p = _script(f"""
 import os, signal, subprocess, threading, time
-from conftest import ROOT
 from mcft import grading
 from mcft.grading import grade
 HANG = {HANG!r}
@@ -105,7 +104,6 @@ os.kill(os.getpid(), signal.SIGKILL)""")
 def test_an_interrupt_ends_the_call_at_once_and_leaves_no_busy_worker():
     p = _script(f"""
 import threading, time
-from conftest import ROOT
 from mcft import grading
 def told():
     while not grading._idle and threading.active_count() < 4: time.sleep(0.1)
