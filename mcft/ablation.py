@@ -201,13 +201,15 @@ def loss_curves(
     folders: list, # run folders of stage 04
     every: int = 10, # steps averaged into a point
 ) -> pd.DataFrame: # arm, seed, step, loss, and a column of `PARTS` for each part (empty where a run has no such tokens)
-    "Training losses, averaged over `every` steps: the whole, and each part of Y by itself."
+    "Training losses: the whole, averaged over `every` steps, and each part of Y by itself, at the steps where stage 04 measured it."
     out = []
     for d in folders:
         if not (info := run_info(d)): raise FileNotFoundError(f"no finished training in {resolve(d)}: run 04_train with that out_dir")
-        p = info["params"]; log = pd.DataFrame(r for r in read_rows(resolve(d)/"train_log.jsonl") if "loss" in r)
-        g = log.reindex(columns=["step", "loss", *PARTS]).astype(float).groupby((log.step - 1)//every).mean().assign(step=log.groupby((log.step - 1)//every).step.max())
-        out.append(g.assign(arm=arm_name(p["method"], p["mask_rate"], p["mix_question_only"]), seed=p["seed"]))
+        p, rows = info["params"], read_rows(resolve(d)/"train_log.jsonl")
+        log, parts = (pd.DataFrame([r for r in rows if k in r]) for k in ("loss", "loss_target")) # every update; every so many updates
+        g = log.groupby((log.step - 1)//every).agg(step=("step", "max"), loss=("loss", "mean")).reset_index(drop=True)
+        if len(parts): g = g.merge(parts.reindex(columns=["step", *PARTS]), on="step", how="outer")
+        out.append(g.reindex(columns=["step", "loss", *PARTS]).assign(arm=arm_name(p["method"], p["mask_rate"], p["mix_question_only"]), seed=p["seed"]))
     return pd.concat(out)[["arm", "seed", "step", "loss", *PARTS]].round(5).reset_index(drop=True)
 
 def plot_loss(
@@ -215,7 +217,7 @@ def plot_loss(
 ): # (matplotlib figure, DataFrame of what is drawn)
     "Training loss against updates, mean over seeds."
     plt, sns = style()
-    s = curves.groupby(["arm", "step"], sort=False).loss.agg(["mean", "min", "max"]).reset_index()
+    s = curves.dropna(subset="loss").groupby(["arm", "step"], sort=False).loss.agg(["mean", "min", "max"]).reset_index()
     fig, ax = plt.subplots(figsize=(8, 4.5))
     for i, a in enumerate(x for x in ORDER if x in set(s.arm)):
         g = s[s.arm == a]; ax.plot(g.step, g["mean"], ls=("-", "--", ":", "-.")[i % 4], lw=1.8, label=a); ax.fill_between(g.step, g["min"], g["max"], alpha=.15)
@@ -235,7 +237,8 @@ def plot_parts(
     s = curves[curves.arm.isin(arms)].groupby(["arm", "step"], sort=False)[list(PARTS)].mean().reset_index()
     fig, axes = plt.subplots(1, max(1, len(arms)), figsize=(3.9*max(1, len(arms)), 4), sharey=True, squeeze=False)
     for ax, a in zip(axes[0], arms):
-        for (part, label), ls, color in zip(PARTS.items(), ("-", "--", ":"), sns.color_palette()): ax.plot(s.step[s.arm == a], s.loc[s.arm == a, part], ls=ls, lw=2, color=color, label=label)
+        for (part, label), ls, color in zip(PARTS.items(), ("-", "--", ":"), sns.color_palette()):
+            ax.plot(*s.loc[s.arm == a, ["step", part]].dropna().T.to_numpy(), ls=ls, marker="o", ms=3.5, lw=2, color=color, label=label)
         ax.set_title(f"{a}: {MASKED_ARMS[a]}", fontsize=11); ax.set_xlabel("update")
     axes[0][0].set_ylabel("loss (nats per token)"); axes[0][0].legend(frameon=True, fontsize=9)
     end = s.groupby("arm")[["loss_kept", "loss_masked"]].last()
