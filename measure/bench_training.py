@@ -1,6 +1,6 @@
 """Training against the release's loop and against transformers' Trainer, and how much of pocket training is arithmetic.
 
-Three ways do the same work: the same random examples of 500 to 1,500 tokens, the same weights, one update of AdamW over 8 examples, in one
+Three ways do the same work: the same random examples of 500 to 1,500 tokens, the same weights, one update of AdamW over 4 examples, in one
 thread. The model is a Qwen2 with the real vocabulary of 151,936, 256 wide, 4 layers. Each run is a process of its own, so that its peak memory is
 its own; what Python and the libraries take before the model is made is subtracted.
 
@@ -26,11 +26,11 @@ class Size:
     vocab: int = 151_936
     hidden: int = 256
     layers: int = 4
-    examples: int = 8
+    examples: int = 4
     shortest: int = 500
     longest: int = 1500
     batch: int = 2          # examples in one forward pass
-    update: int = 8         # examples in one update, as in the paper
+    update: int = 4         # examples in one update
 
 
 SMALL = Size(vocab=4096, hidden=64, layers=2, examples=8, shortest=50, longest=150, update=4)

@@ -1,5 +1,6 @@
 """What the tests share: where the repository is, its settings, its notebooks."""
 import os
+import signal
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -11,6 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'docs'), str(ROOT)]
 # The tests of a notebook start kernels and processes: let all of them be polite, offline and quiet.
 os.environ |= dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1', MCFT_QUIET='1')
+
+# A shell that starts the tests in its background has them ignore Ctrl-C, and their processes with them: the tests of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def notebooks(glob='[!_.]*.ipynb') -> list:
