@@ -4,7 +4,7 @@
 #   snakemake --cores 2 --configfile configs/ablation.yaml experiment   the ablation as an experiment
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os
-from mcft.ablation import check_config, encoding_of, encodings, lr_of, lr_runs, lr_scores, read_config, runs_of, snapshots, train_params
+from mcft.ablation import check_config, encoding_of, encodings, lr_of, lr_runs, lr_scores, pilot_runs, read_config, runs_of, snapshots, train_params
 from mcft.core import model_files, resolve, run_notebook
 
 CONFIG = check_config(config) if config else read_config("configs/pocket.yaml")
@@ -12,7 +12,8 @@ CONFIG_FILE = os.path.relpath(workflow.configfiles[0]) if workflow.configfiles e
 RUN = CONFIG["run_dir"]
 RUNS = {r["run"]: r for r in runs_of(CONFIG)}
 SEARCH = {r["run"]: r for r in lr_runs(CONFIG)}
-ALL = {**RUNS, **SEARCH}
+PILOT = {r["run"]: r for r in pilot_runs(CONFIG)}
+ALL = {**RUNS, **SEARCH, **PILOT}
 ENCODINGS = encodings(CONFIG)
 CURVES = {f"{r['run']}@step-{n}": r["run"] for r in snapshots(CONFIG) for n in CONFIG["snapshots"]["at"]}
 
@@ -95,7 +96,7 @@ def model_of(run):
 
 def eval_params(run):
     if run in CURVES: return {**CONFIG["eval"], "n_problems": CONFIG["snapshots"]["n_problems"]}
-    return {**CONFIG["eval"], **(CONFIG["eval_dev"] if run in [*SEARCH, "base-dev"] else {})}
+    return {**CONFIG["eval"], **(CONFIG["eval_dev"] if run in [*SEARCH, *PILOT, "base-dev"] else {})}
 
 
 rule evaluate:
@@ -147,6 +148,14 @@ rule lr:
     run:
         folders = {f"{RUN}/05_eval/{run}": r["arm"] for run, r in {"base-dev": dict(arm="base"), **SEARCH}.items()}
         lr_scores(folders).to_csv(CONFIG["lr_rows"], index=False)
+
+
+rule pilot:
+    input:
+        expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *PILOT]),
+    run:
+        from mcft.experiment import collect_rows
+        collect_rows(CONFIG, "pilot", "data/results/pilot.parquet")
 
 
 rule experiment:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'DEFAULTS', 'KEYS', 'CONTRASTS', 'ORDER', 'PARTS', 'MASKED_ARMS', 'slug', 'check_config', 'read_config',
-           'runs_of', 'lr_runs', 'encodings', 'encoding_of', 'train_params', 'snapshots', 'lr_scores', 'best_lr',
-           'lr_of', 't_interval', 'seed_means', 'summary', 'contrasts', 'points', 'sees', 'plot_arms', 'plot_mask_rate',
-           'loss_curves', 'plot_loss', 'plot_parts', 'plot_lr', 'findings', 'AblationConfig', 'run_ablation']
+           'runs_of', 'lr_runs', 'pilot_runs', 'encodings', 'encoding_of', 'train_params', 'snapshots', 'lr_scores',
+           'best_lr', 'lr_of', 't_interval', 'seed_means', 'summary', 'contrasts', 'points', 'sees', 'plot_arms',
+           'plot_mask_rate', 'loss_curves', 'plot_loss', 'plot_parts', 'plot_lr', 'findings', 'AblationConfig',
+           'run_ablation']
 
 # %% ../nbs/06_ablation.ipynb #2ecb8c83
 import re
@@ -24,14 +25,14 @@ def slug(
     "A name that can be a folder."
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
-DEFAULTS = dict(lr=None, lr_rows=[], lr_grid=[], lr_from={}, central=[], few_seeds=0, snapshots={}) # what a config may leave out
+DEFAULTS = dict(lr=None, lr_rows=[], lr_grid=[], lr_from={}, central=[], few_seeds=0, snapshots={}, pilot={}) # what a config may leave out
 KEYS = ("run_dir", *SECTIONS, "arms", "seeds", *DEFAULTS) # everything a config may hold
 
 def _check_arms(cfg: dict): # parameters of each, and the names that other keys give
     for arm in cfg["arms"].values():
         check_params("nbs/04_train.ipynb", {k: v for k, v in arm.items() if k != "masking"}); check_params("nbs/03_masking.ipynb", arm.get("masking", {}))
     named = [(f"lr_from: {a}: {t}", x) for a, t in cfg["lr_from"].items() for x in (a, t)]
-    named += [(f"central: {a}", a) for a in cfg["central"]] + [(f"snapshots: {a}", a) for a in cfg["snapshots"].get("arms", [])]
+    named += [(f"central: {a}", a) for a in cfg["central"]] + [(f"{k}: {a}", a) for k in ("snapshots", "pilot") for a in cfg[k].get("arms", [])]
     for where, arm in named:
         if arm not in cfg["arms"]: raise ValueError(f"{where} names an arm that is not there: one of {', '.join(cfg['arms'])}")
     twice = [a for a in cfg["arms"] if [slug(b) for b in cfg["arms"]].count(slug(a)) > 1]
@@ -45,7 +46,7 @@ def check_config(
         if k not in KEYS: raise ValueError(f"unknown key {k!r} in the config: one of {', '.join(KEYS)}")
     if missing := [k for k in ("run_dir", *SECTIONS, "arms", "seeds") if k not in cfg]: raise ValueError(f"the config lacks {', '.join(missing)}")
     for section, nb in SECTIONS.items(): check_params(f"nbs/{nb}.ipynb", cfg[section] or {})
-    cfg = {**DEFAULTS, **{k: v or {} if k in (*SECTIONS, "lr_from", "snapshots") else v for k, v in cfg.items()}}
+    cfg = {**DEFAULTS, **{k: v or {} if k in (*SECTIONS, "lr_from", "snapshots", "pilot") else v for k, v in cfg.items()}}
     _check_arms(cfg)
     if not cfg["lr"] and not cfg["lr_rows"]: raise ValueError("the config has neither `lr` (one learning rate for all arms) nor `lr_rows` (a file of dev scores to choose from)")
     return cfg
@@ -72,6 +73,12 @@ def lr_runs(
     "The search: every arm that has no twin to take its rate from, with every rate of the grid; a seed that no reported run has."
     s = max(cfg["seeds"]) + 1000
     return [dict(run=f"{slug(arm)}-lr{lr:g}", arm=arm, seed=s, lr=lr, params=p) for arm, p in cfg["arms"].items() if arm not in cfg["lr_from"] for lr in cfg["lr_grid"]]
+
+def pilot_runs(
+    cfg: dict, # checked config
+) -> list[dict]: # run, arm, seed, params
+    "Runs for the power calculation: on the dev split, with seeds that no reported run has."
+    return [dict(run=f"{slug(a)}-s{s}", arm=a, seed=s, params=cfg["arms"][a]) for a in cfg["pilot"].get("arms", []) for s in cfg["pilot"]["seeds"]]
 
 def encodings(
     cfg: dict, # checked config
