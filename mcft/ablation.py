@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd, yaml
 from .core import arm_name, check_params, read_rows, repo_root, resolve, run_info, start_run
-from .figures import plot_funnel, save_figure, style
+from .figures import look, plot_funnel, save_figure, style
 
 # %% ../nbs/06_ablation.ipynb #e36e51db
 SECTIONS = dict(data="01_data", critique="02_critique", masking="03_masking", train="04_train", eval="05_eval", eval_dev="05_eval") # section -> notebook
@@ -214,7 +214,9 @@ def plot_arms(
     plt, sns = style()
     d = means[means.benchmark == "mean"]; s = summary(d); arms = [a for a in ORDER if a in set(s.arm)]
     fig, ax = plt.subplots(figsize=(8, .55*len(arms) + 1.6)); s = s.set_index("arm").loc[arms].reset_index()
-    ax.errorbar(100*s.accuracy, range(len(arms)), xerr=[100*(s.accuracy-s.low).fillna(0), 100*(s.high-s.accuracy).fillna(0)], fmt="D", color="black", capsize=4, label="mean, 95% interval over seeds")
+    ax.errorbar(100*s.accuracy, range(len(arms)), xerr=[100*(s.accuracy-s.low).fillna(0), 100*(s.high-s.accuracy).fillna(0)], fmt="none", ecolor="black", capsize=4, label="95% interval over seeds")
+    for i, a in enumerate(arms):
+        c, m, face = look(a); ax.plot(100*s.accuracy[i], i, m, color=c, mfc=face, ms=8)
     for i, a in enumerate(arms): ax.plot(100*d[d.arm == a].accuracy, [i+.18]*sum(d.arm == a), "o", mfc="white", mec="0.45", ms=5, label="one seed" if i == 1 else None)
     if "base" in arms: ax.axvline(100*s.accuracy[arms.index("base")], color="0.4", ls="--", lw=1, zorder=0)
     ax.set_yticks(range(len(arms)), arms); ax.invert_yaxis(); ax.set_xlabel("accuracy, mean of the four held-out benchmarks (%)"); ax.legend(frameon=True, fontsize=9)
@@ -233,8 +235,9 @@ def plot_mask_rate(
     for (mix, rate), g in d.groupby(["mix_question_only", "mask_rate"]):
         m, low, high = t_interval(g.accuracy); rows.append(dict(mix_question_only=mix, mask_rate=rate, n_seeds=len(g), accuracy=m, low=low, high=high))
     s = pd.DataFrame(rows); fig, ax = plt.subplots(figsize=(7.5, 4.2))
-    for (mix, g), marker, ls in zip(s.groupby("mix_question_only"), "os^", ("-", "--", ":")):
-        ax.errorbar(g.mask_rate, 100*g.accuracy, yerr=[100*(g.accuracy-g.low).fillna(0), 100*(g.high-g.accuracy).fillna(0)], marker=marker, ls=ls, capsize=4,
+    for (mix, g), ls in zip(s.groupby("mix_question_only"), ("-", "--", ":")):
+        c, m, face = look("mcft + questions" if mix else "mcft")
+        ax.errorbar(g.mask_rate, 100*g.accuracy, yerr=[100*(g.accuracy-g.low).fillna(0), 100*(g.high-g.accuracy).fillna(0)], marker=m, color=c, mfc=face, ls=ls, capsize=4,
                     label="critiques alone" if not mix else f"with {100*mix:.0f}% question-only rows")
     if len(b := means[(means.arm == "base") & (means.benchmark == "mean")]): ax.axhline(100*b.accuracy.iloc[0], color="0.4", ls="--", lw=1); ax.annotate("base", (0.0, 100*b.accuracy.iloc[0]), va="bottom", color="0.3")
     ax.set_xlabel("share of critique tokens masked (0 = cft)"); ax.set_ylabel("accuracy, mean of four benchmarks (%)"); ax.legend(frameon=True, fontsize=9)
@@ -268,7 +271,7 @@ def plot_loss(
     s = curves.dropna(subset="loss").groupby(["arm", "step"], sort=False).loss.agg(["mean", "min", "max"]).reset_index()
     fig, ax = plt.subplots(figsize=(8, 4.5))
     for i, a in enumerate(x for x in ORDER if x in set(s.arm)):
-        g = s[s.arm == a]; ax.plot(g.step, g["mean"], ls=("-", "--", ":", "-.")[i % 4], lw=1.8, label=a); ax.fill_between(g.step, g["min"], g["max"], alpha=.15)
+        g = s[s.arm == a]; ax.plot(g.step, g["mean"], ls=("-", "--", ":", "-.")[i % 4], lw=1.8, label=a, color=look(a)[0]); ax.fill_between(g.step, g["min"], g["max"], alpha=.15, color=look(a)[0])
     ax.set_xlabel("update"); ax.set_ylabel("training loss (nats per labelled token)"); ax.legend(frameon=True, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     end = s.sort_values("step").groupby("arm")["mean"].last()
     ax.set_title(f"Training loss ends between {end.min():.2f} and {end.max():.2f}; band: lowest to highest seed")
@@ -304,7 +307,7 @@ def plot_lr(
     plt, sns = style(); s = scores.groupby(["arm", "lr"]).accuracy.mean().reset_index(); best = best_lr(scores)
     fig, ax = plt.subplots(figsize=(8, 4.5))
     for i, a in enumerate(x for x in ORDER if x in set(s.arm)):
-        g = s[s.arm == a]; ax.plot(g.lr, 100*g.accuracy, marker="osD^vP*"[i % 7], ls=("-", "--", ":", "-.")[i % 4], label=f"{a} (best {best[a]:g})")
+        g = s[s.arm == a]; c, m, face = look(a); ax.plot(g.lr, 100*g.accuracy, marker=m, color=c, mfc=face, ls=("-", "--", ":", "-.")[i % 4], label=f"{a} (best {best[a]:g})")
     ax.set_xscale("log"); ax.set_xlabel("peak learning rate"); ax.set_ylabel("dev accuracy, mean of four sets (%)"); ax.legend(frameon=True, fontsize=9)
     rates = sorted(set(best.values()))
     ax.set_title("Best learning rate on the dev split: " + (f"{rates[0]:g} for every arm" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"))
@@ -343,7 +346,7 @@ def _csv(path: str|Path, made_by: str) -> pd.DataFrame: # a table, or an error t
 
 def run_ablation(
     cfg: AblationConfig, # what to draw
-    out_dir: str|Path, # run folder: loss_curves.csv, contrasts.csv, findings.md
+    out_dir: str|Path, # run folder: loss_curves.csv, contrasts_pocket.csv, findings.md
 ) -> dict: # figure name -> PNG
     "Draw every figure from rows and write the findings."
     run = start_run(out_dir, "06_ablation", asdict(cfg), [Path(cfg.results)/"pocket_runs.csv"], resume="fresh")
@@ -354,7 +357,7 @@ def run_ablation(
     if curves.get("loss_masked", pd.Series(dtype=float)).notna().any(): drawn["loss_by_part"] = plot_parts(curves)
     if scores is not None: drawn["learning_rates"] = plot_lr(scores)
     curves.to_csv(run.folder/"loss_curves.csv", index=False)
-    contrasts(means).to_csv(run.folder/"contrasts.csv", index=False, float_format="%.6g")
+    contrasts(means).to_csv(run.folder/"contrasts_pocket.csv", index=False, float_format="%.6g")
     (run.folder/"findings.md").write_text(findings(means, scores), encoding="utf-8")
     made = {name: save_figure(fig, data, cfg.figures, name) for name, (fig, data) in drawn.items()}
     run.finish(figures=list(made))
