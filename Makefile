@@ -20,9 +20,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce ablation pilot lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
+reproduce ablation pilot cells lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce ablation pilot lr base test docs bench faults audit gpu paper readme lab lock clean
+.PHONY: help venv publish reproduce ablation pilot cells lr base test docs bench faults audit gpu paper readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ ablation: venv ## the ablation as an experiment, all of its grid: hours on two c
 
 pilot: venv ## the pilot on the dev split that the experiment's power calculation rests on
 	@$(SNAKEMAKE) pilot $(BUSY)
+
+cells: venv ## three random runs of the experiment's grid made again from nothing, and compared with their committed rows
+	@$(BIN)/python -m measure.cells $(CELLS)
 
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)

@@ -166,4 +166,4 @@ rule experiment:
         f"{RUN}/13_experiment/run.json",
     run:
         stage("nbs/13_experiment.ipynb", f"{RUN}/13_experiment/13_experiment.ipynb", {
-            "config": CONFIG_FILE, "rows": f"{RUN}/results", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/13_experiment", "collect": True})
+            "config": CONFIG_FILE, "rows": f"{RUN}/results", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/13_experiment", "collect": RUN})

@@ -6,7 +6,7 @@
 __all__ = ['SESOI', 'PILOT_PAIRS', 'PLANNED', 'EQUAL', 'EXPLORED', 'verdict_frame', 'run_frames', 'save_rows', 'load_rows',
            'answer_table', 'difference', 'power_table', 'world_checks', 'contrast_row', 'points', 'contrast_table',
            'reading', 'plot_contrasts', 'arm_table', 'plot_all_arms', 'plot_rates', 'curve_table', 'plot_curves',
-           'run_table', 'plot_masked_loss', 'findings', 'ExperimentConfig', 'drawn', 'run_experiment']
+           'run_table', 'plot_masked_loss', 'answers', 'findings', 'ExperimentConfig', 'drawn', 'run_experiment']
 
 # %% ../nbs/13_experiment.ipynb #75994c13
 from dataclasses import asdict, dataclass
@@ -274,7 +274,7 @@ def plot_masked_loss(
     s.columns = ["_".join(c) for c in s.columns]
     return fig, s.reset_index()
 
-# %% ../nbs/13_experiment.ipynb #f8f530f0
+# %% ../nbs/13_experiment.ipynb #190cdb18
 _ABOUT = ("The paper trains DeepScaleR-1.5B with two mask rates, one run each, and reads their equal scores as robustness. Its release supports neither the claim nor its opposite: the collator of the "
           "released code rebuilds the labels from the input, so that no mask reaches the loss, and the four fine-tuned runs of the ablation have identical outputs (see the audit).")
 _SCALE = ("What this does not say: the student has 1.7 million parameters, the problems are arithmetic, the teacher is exact and its sentences are templates. "
@@ -285,28 +285,49 @@ def _line(r) -> str: # one row of the table of contrasts
     shown = "< 0.001" if p < .001 else f"{p:.3f}"
     return f"| {r.contrast} | {r.n_seeds} | {100*r.diff:+.1f} | {100*r.low:+.1f} to {100*r.high:+.1f} | {shown} | {r.reading} |".replace("-", "−")
 
+def _table(d: pd.DataFrame) -> list[str]: # Markdown lines
+    head = ["contrast", "seeds", "points", "95% interval", "p", "reading"]
+    return ["| " + " | ".join(head) + " |", "|---|---|---|---|---|---|", *map(_line, d.itertuples())]
+
+def _picture(name: str, alt: str, figures: str) -> list[str]: # Markdown lines
+    return ["", f"![{alt}]({figures}/{name}.png)", ""]
+
+def answers(
+    rows: pd.DataFrame, # of the grid
+    t: pd.DataFrame, # from `contrast_table`
+) -> list[str]: # paragraphs
+    "What the planned contrasts say, sentence by sentence."
+    a, c = arm_table(rows).set_index("arm"), t.set_index("contrast")
+    def say(first, second):
+        if (k := f"{first} − {second}") not in c.index: return "not measured"
+        return f"{100*c['diff'][k]:+.1f} points ({100*c.low[k]:+.1f} to {100*c.high[k]:+.1f}; {c.reading[k]})".replace("-", "−")
+    return [f"The base answers {100*a.accuracy['base']:.1f}% of {a.n_problems['base']} held-out problems. Fine-tuning on critiques (`cft`) changes that by {say('cft', 'base')}. Fine-tuning on the rewrites alone (`sft`), "
+            f"for the same questions, brings it to {100*a.accuracy['sft']:.1f}%: `cft` against `sft` is {say('cft', 'sft')}.",
+            f"**Masking.** A mask of 20% of the critique changes `cft` by {say('mcft 0.20', 'cft')}; of half of it by {say('mcft 0.50', 'cft')}; of all of it by {say('mcft 1.00', 'cft')}. "
+            f"The paper's two rates, 20% against 15%: {say('mcft 0.20', 'mcft 0.15')}.",
+            f"**What the critique says.** With critiques of other questions in place of its own, `cft` changes by {say('cft, other question', 'cft')}. Beside question-only rows (30% of an epoch) critiques add {say('cft + 30% questions', 'those questions alone, 30%')} "
+            f"to what these rows do alone, and a mask of 20% adds {say('mcft 0.20 + 30% questions', 'cft + 30% questions')} to that.",
+            f"**A check of the design.** More examples help `sft`, as they must: {say('sft', 'sft, 40 examples')}."]
+
 def findings(
     rows: pd.DataFrame, # of the grid
     t: pd.DataFrame, # from `contrast_table`
-    runs: pd.DataFrame, # from `run_table`
+    figures: str = "../figures", # folder of the figures, seen from the page
 ) -> str: # Markdown
-    "The page: question, answer, tables."
-    a, end = arm_table(rows).set_index("arm"), rows[rows.step == 0]; c = t.set_index("contrast")
-    say = lambda first, second: f"{100*c['diff'][k]:+.1f} points ({100*c.low[k]:+.1f} to {100*c.high[k]:+.1f}; {c.reading[k]})".replace("-", "−") if (k := f"{first} − {second}") in c.index else "not measured"
-    head = ["contrast", "seeds", "points", "95% interval", "p", "reading"]
-    table = lambda d: ["| " + " | ".join(head) + " |", "|---|---|---|---|---|---|", *(_line(r) for r in d.itertuples())]
-    out = ["# What we found", "", _ABOUT, "", "## The answer of the pocket world", ""]
-    out += [f"The base answers {100*a.accuracy['base']:.1f}% of {a.n_problems['base']} held-out problems. Fine-tuning on critiques (`cft`) changes that by {say('cft', 'base')}; fine-tuning on the rewrites alone, with the same questions, "
-            f"gives {100*a.accuracy['sft']:.1f}%: `cft` against `sft` is {say('cft', 'sft')}.", "",
-            f"Masking 20% of the critique changes `cft` by {say('mcft 0.20', 'cft')}, masking half of it by {say('mcft 0.50', 'cft')}, and masking all of it by {say('mcft 1.00', 'cft')}. "
-            f"That 15% and 20% do not differ: {say('mcft 0.20', 'mcft 0.15')}.", "",
-            f"With critiques of other questions in place of its own, `cft` changes by {say('cft, other question', 'cft')}. Beside question-only rows (30% of an epoch), critiques add {say('cft + 30% questions', 'those questions alone, 30%')} to these rows alone, "
-            f"and a mask of 20% adds {say('mcft 0.20 + 30% questions', 'cft + 30% questions')}. More examples help `sft`, as they must: {say('sft', 'sft, 40 examples')}.", ""]
-    lengths = a[a.index != "base"].mean_tok
-    out += [f"Asked the bare question, no fine-tuned arm boxed an answer in less than {100*a.boxed.min():.1f}% of its responses; they wrote {int(a.critiques.sum())} critiques in {len(end)} responses. Mean length goes from {lengths.min():.1f} to {lengths.max():.1f} tokens (base {a.mean_tok['base']:.1f}).", ""]
-    out += ["## Planned contrasts", "", "Differences in points of accuracy, mean of four benchmarks; intervals over problems and seeds; p-values adjusted after Holm.", "", *table(t[t.planned])]
-    out += ["", "## Exploratory contrasts", "", "No correction: hints, not findings.", "", *table(t[~t.planned]), "", "## What this does not say", "", _SCALE, ""]
-    return "\n".join(out)
+    "The page: question, answer, figures, tables, limits."
+    a, n = arm_table(rows).set_index("arm"), int((rows.step == 0).sum()); tuned = a[a.index != "base"]
+    about = f"{len(tuned)} arms, {int(tuned.n_seeds.sum())} fine-tuned models, {tuned.n_seeds.min()} to {tuned.n_seeds.max()} seeds an arm, {a.n_problems.max()} problems each"
+    out = ["# What we found", "", _ABOUT, "", "## The answer of the pocket world", "", f"Measured: {about}. All numbers are counted from one row per response."]
+    for text in answers(rows, t): out += ["", text]
+    out += _picture("ablation_planned", "Planned contrasts with 95% intervals", figures)
+    out += [f"Asked the bare question, every fine-tuned arm boxes an answer in at least {100*tuned.boxed.min():.1f}% of its responses; they wrote {int(a.critiques.sum())} critiques in {n} responses. "
+            f"Mean length lies between {tuned.mean_tok.min():.1f} and {tuned.mean_tok.max():.1f} tokens (base {a.mean_tok['base']:.1f})."]
+    out += _picture("ablation_arms", "Accuracy of every arm, one stroke a seed", figures) + ["## Masks", "", "Accuracy against the share of critique tokens masked, and whether the masks were at work: the loss of tokens that carried none stays above that of the others."]
+    out += _picture("ablation_rates", "Difference from cft against mask rate", figures) + _picture("ablation_masked_loss", "Loss of kept and masked critique tokens against mask rate", figures)
+    if (rows.step > 0).any(): out += ["Where the differences arise, update by update:"] + _picture("ablation_curves", "Accuracy against updates", figures)
+    out += ["## Planned contrasts", "", "Points of accuracy, mean of four benchmarks; intervals over problems and seeds; p-values adjusted after Holm.", "", *_table(t[t.planned]), "", "## Exploratory contrasts", "",
+            "No correction was made: these are hints, not findings."] + _picture("ablation_explored", "Exploratory contrasts with 95% intervals", figures) + _table(t[~t.planned])
+    return "\n".join([*out, "", "## What this does not say", "", _SCALE, ""])
 
 # %% ../nbs/13_experiment.ipynb #9e4b49a7
 @dataclass(frozen=True)
@@ -316,7 +337,7 @@ class ExperimentConfig:
     rows: str # folder with ablation.parquet and ablation_runs.csv
     pilot: str # rows of the pilot
     figures: str # folder for the figures
-    collect: bool = False # first make the rows from the runs of the grid
+    collect: str = "" # run folder of the grid, to make the rows from first; "" = they are there
 
 def drawn(
     cfg: dict, # checked config
@@ -339,11 +360,12 @@ def run_experiment(
     "Collect the rows if asked to, then count, test, draw and write."
     grid, folder = read_config(cfg.config), resolve(cfg.rows)
     if cfg.collect:
-        save_rows(run_frames(grid), folder/"ablation.parquet"); run_table(grid).to_csv(folder/"ablation_runs.csv", index=False)
+        made = {**grid, "run_dir": cfg.collect}
+        save_rows(run_frames(made), folder/"ablation.parquet"); run_table(made).to_csv(folder/"ablation_runs.csv", index=False)
     run = start_run(out_dir, "13_experiment", asdict(cfg), [folder/"ablation.parquet", folder/"ablation_runs.csv", cfg.pilot], resume="fresh")
     rows, runs = load_rows(folder/"ablation.parquet"), pd.read_csv(folder/"ablation_runs.csv"); t = contrast_table(rows)
     for name, d in dict(contrasts=t, ablation_arms=arm_table(rows), power=power_table(load_rows(cfg.pilot))).items(): d.to_csv(run.folder/f"{name}.csv", index=False, float_format="%.6g")
-    (run.folder/"experiment.md").write_text(findings(rows, t, runs), encoding="utf-8")
+    (run.folder/"experiment.md").write_text(findings(rows, t), encoding="utf-8")
     made = {name: save_figure(fig, data, cfg.figures, name) for name, (fig, data) in drawn(grid, rows, runs, t).items()}
     run.finish(figures=list(made), n_rows=len(rows))
     return made
