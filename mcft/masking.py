@@ -334,6 +334,12 @@ class MaskSpec:
         "The kinds of token that may be masked."
         return tuple(str(self.target).split("+"))
 
+    def count(self,
+        n, # units of an example; an array works too
+    ): # units, as an array
+        "How many units an exact draw masks."
+        return np.floor(self.rate*np.asarray(n) + .5).astype(int)
+
 # %% ../nbs/03_masking.ipynb #18dfeef3
 def _mix(z: np.ndarray) -> np.ndarray: # uint64 to uint64, the finalizer of splitmix64
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -410,8 +416,9 @@ def unit_scores(
     rows: list[dict], # the rows they come from
     spec: MaskSpec, # names the score
     scores: dict|None, # example id -> a number for each token that may be masked
-) -> np.ndarray: # (units,) masked first = highest
+) -> np.ndarray|None: # (units,) masked first = highest; None for by="random" and rate 0
     "The mean score of each unit."
+    if spec.by == "random" or not spec.rate: return None
     if scores is None: raise ValueError(f"mask by={spec.by!r} needs scores: make them with mcft.scores and pass scores=read_scores(path, spec)")
     n = np.bincount(units.example[units.unit], minlength=len(rows))
     for r, k in zip(rows, n):
@@ -436,7 +443,7 @@ def unit_chances(
 ) -> np.ndarray: # (units,) chance of being masked, apart from draws
     "What a draw should look like, without drawing."
     m = np.bincount(units.example, minlength=len(units.n_tok))[units.example]
-    if spec.draw == "exact": return (spec.rate*m + .5).astype(int)/m
+    if spec.draw == "exact": return spec.count(m)/m
     if score is None or spec.rate in (0, 1): return np.full(len(m), float(spec.rate))
     rank = (m - .5 - _rank(units, units.index, -score))/m              # equal scores: by the order in the text
     return rank**(1/spec.rate - 1)
@@ -453,7 +460,7 @@ class MaskPlan:
         if spec.mode != "loss" and blank is None: raise ValueError(f"mask mode {spec.mode!r} replaces tokens: pass blank=mask_id(tok)")
         self.spec, self.blank, self.units = spec, blank, find_units(rows, spec)
         self.keys = np.array([stable_seed("mask", r["id"]) for r in rows], np.uint64)
-        self.score = unit_scores(self.units, rows, spec, scores) if spec.by != "random" and spec.rate else None
+        self.score = unit_scores(self.units, rows, spec, scores)
         self.chance = unit_chances(self.units, spec, self.score)
         self.ids = np.fromiter(chain.from_iterable(r["input_ids"] for r in rows), np.int64, self.units.n_tok.sum())
         self.cft = self.ids.copy(); self.cft[self.units.prompt] = IGNORE
@@ -466,7 +473,7 @@ class MaskPlan:
         if s.draw == "bernoulli": return u < self.chance
         place = _rank(g, u) if self.score is None else _rank(g, u, -self.score)
         m = np.bincount(g.example, minlength=len(g.n_tok))
-        return place < (s.rate*m + .5).astype(int)[g.example]
+        return place < s.count(m)[g.example]
 
     def masked(self, epoch: int = 0) -> np.ndarray: # masked tokens, counted through all examples
         "The tokens one draw masks."
@@ -554,12 +561,12 @@ def mask_moments(
     units = find_units([encoded], spec)
     if len(units.at) == 0: return np.zeros(4)
     size = np.bincount(units.unit).astype(float)
-    score = unit_scores(units, [encoded], spec, scores) if spec.by != "random" and spec.rate else None
+    score = unit_scores(units, [encoded], spec, scores)
     if spec.draw == "bernoulli":
         p = unit_chances(units, spec, score)
         mean, var = p@size, (p*(1 - p))@size**2
     else:
-        k = int(spec.rate*len(size) + .5)
+        k = int(spec.count(len(size)))
         if score is None: score = np.zeros(len(size))
         edge = np.sort(score)[::-1][max(k - 1, 0)]                      # above it all are masked, at it some
         mean, var = _without_replacement(size[score == edge], k - (score > edge).sum() if k else 0)
