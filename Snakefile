@@ -154,8 +154,8 @@ rule pilot:
     input:
         expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *PILOT]),
     run:
-        from mcft.experiment import collect_rows
-        collect_rows(CONFIG, "pilot", "data/results/pilot.parquet")
+        from mcft.experiment import run_frames, save_rows
+        save_rows(run_frames(CONFIG, "pilot"), "data/results/pilot.parquet")
 
 
 rule experiment:
