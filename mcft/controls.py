@@ -22,10 +22,10 @@ def is_right(
 
 def wrong_answer(
     row: dict, # row of critiques
-) -> dict: # the row with another answer, in the box and where the rewrite ends
+) -> dict: # the row with another answer, in the box and where the rewrite ends; dropped if the answer is no whole number
     "A rewrite of the same form that ends in a wrong number."
     answer, text = row["answer"].strip(), row["reasoning"]
-    if not re.fullmatch(r"-?\d+", answer): raise ValueError(f"{row['id']}: the answer is {answer!r}, and only a whole number can be made wrong here: leave such rows out")
+    if not re.fullmatch(r"-?\d+", answer): return dict(row, status="dropped", reason="answer is no whole number")
     wrong = str(int(answer) + (1, 2, 10, -1)[stable_seed("wrong", row["id"]) % 4])
     at = [m.start() for m in re.finditer(rf"(?<![\d.]){re.escape(answer)}(?![\d.]*\d)", text)]
     return dict(row, answer=wrong, reasoning=text[:at[-1]] + wrong + text[at[-1] + len(answer):] if at else text)

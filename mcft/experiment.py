@@ -6,7 +6,8 @@
 __all__ = ['SESOI', 'PILOT_PAIRS', 'PLANNED', 'EQUAL', 'EXPLORED', 'verdict_frame', 'run_frames', 'save_rows', 'load_rows',
            'answer_table', 'difference', 'power_table', 'world_checks', 'contrast_row', 'points', 'contrast_table',
            'reading', 'plot_contrasts', 'arm_table', 'plot_all_arms', 'plot_rates', 'curve_table', 'plot_curves',
-           'run_table', 'plot_masked_loss', 'answers', 'findings', 'ExperimentConfig', 'drawn', 'run_experiment']
+           'run_table', 'plot_masked_loss', 'answers', 'budget_table', 'findings', 'ExperimentConfig', 'drawn',
+           'run_experiment']
 
 # %% ../nbs/13_experiment.ipynb #75994c13
 from dataclasses import asdict, dataclass
@@ -115,7 +116,7 @@ PLANNED = (("mcft 0.20", "cft"), ("mcft 0.50", "cft"), ("mcft 1.00", "cft"), ("c
            ("cft + 30% questions", "those questions alone, 30%"), ("mcft 0.20 + 30% questions", "cft + 30% questions"), ("sft", "sft, 40 examples"))
 EQUAL = (("mcft 0.20", "mcft 0.15"),) # claimed not to differ (paper 4.3)
 EXPLORED = (("sft", "base"), ("sft, reference solutions", "sft"), ("sft, wrong answers", "sft"), ("sft, labelled tokens of cft", "sft"), ("sft, labelled tokens of cft", "cft"),
-            ("mcft 0.15", "cft"), ("mcft 0.25", "cft"), ("mcft 0.90", "cft"), ("mcft 0.50, labelled tokens of cft", "cft"),
+            ("mcft 0.15", "cft"), ("mcft 0.25", "cft"), ("mcft 0.90", "cft"), ("mcft 1.00, learning rate of cft", "cft"), ("mcft 0.50, labelled tokens of cft", "cft"),
             *((f"mcft 0.50, {x}", "mcft 0.50") for x in ("input", "both", "words", "spans", "sentences", "per epoch")),
             *((f"mcft 0.20, {x}", "mcft 0.20") for x in ("hard words", "easy words", "unimportant steps")), ("mcft 0.88, critical tokens stay", "mcft 0.90"),
             ("critique dropout", "mcft 0.20"), ("masked thought", "cft"), ("cft, verdict only", "cft"), ("cft, false verdict only", "cft, verdict only"),
@@ -309,9 +310,18 @@ def answers(
             f"to what these rows do alone, and a mask of 20% adds {say('mcft 0.20 + 30% questions', 'cft + 30% questions')} to that.",
             f"**A check of the design.** More examples help `sft`, as they must: {say('sft', 'sft, 40 examples')}."]
 
+def budget_table(
+    runs: pd.DataFrame, # from `run_table`
+) -> list[str]: # Markdown lines
+    "What each arm trained on."
+    d = runs.groupby("arm", sort=False).agg(lr=("lr", "first"), rows=("rows", "mean"), updates=("updates", "mean"), tokens=("loss_tokens", "mean"), masked=("mask_share", "mean"))
+    line = lambda a, r: f"| {a} | {r.lr:g} | {r.rows:.0f} | {r.updates:.0f} | {r.tokens:,.0f} | {'' if np.isnan(r.masked) else f'{100*r.masked:.1f}%'} |"
+    return ["| arm | learning rate | rows | updates | tokens with loss | masked |", "|---|---|---|---|---|---|", *(line(r.Index, r) for r in d.itertuples())]
+
 def findings(
     rows: pd.DataFrame, # of the grid
     t: pd.DataFrame, # from `contrast_table`
+    runs: pd.DataFrame, # from `run_table`
     figures: str = "../figures", # folder of the figures, seen from the page
 ) -> str: # Markdown
     "The page: question, answer, figures, tables, limits."
@@ -327,6 +337,7 @@ def findings(
     if (rows.step > 0).any(): out += ["Where the differences arise, update by update:"] + _picture("ablation_curves", "Accuracy against updates", figures)
     out += ["## Planned contrasts", "", "Points of accuracy, mean of four benchmarks; intervals over problems and seeds; p-values adjusted after Holm.", "", *_table(t[t.planned]), "", "## Exploratory contrasts", "",
             "No correction was made: these are hints, not findings."] + _picture("ablation_explored", "Exploratory contrasts with 95% intervals", figures) + _table(t[~t.planned])
+    out += ["", "## What each arm trained on", "", "Means over seeds; tokens are counted over the whole run, every epoch anew. Each row is one example.", "", *budget_table(runs)]
     return "\n".join([*out, "", "## What this does not say", "", _SCALE, ""])
 
 # %% ../nbs/13_experiment.ipynb #9e4b49a7
@@ -365,7 +376,7 @@ def run_experiment(
     run = start_run(out_dir, "13_experiment", asdict(cfg), [folder/"ablation.parquet", folder/"ablation_runs.csv", cfg.pilot], resume="fresh")
     rows, runs = load_rows(folder/"ablation.parquet"), pd.read_csv(folder/"ablation_runs.csv"); t = contrast_table(rows)
     for name, d in dict(contrasts=t, ablation_arms=arm_table(rows), power=power_table(load_rows(cfg.pilot))).items(): d.to_csv(run.folder/f"{name}.csv", index=False, float_format="%.6g")
-    (run.folder/"experiment.md").write_text(findings(rows, t), encoding="utf-8")
+    (run.folder/"experiment.md").write_text(findings(rows, t, runs), encoding="utf-8")
     made = {name: save_figure(fig, data, cfg.figures, name) for name, (fig, data) in drawn(grid, rows, runs, t).items()}
     run.finish(figures=list(made), n_rows=len(rows))
     return made
