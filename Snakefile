@@ -155,7 +155,7 @@ rule pilot:
         expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *PILOT]),
     run:
         from mcft.experiment import run_frames, save_rows
-        save_rows(run_frames(CONFIG, "pilot"), "data/results/pilot.parquet")
+        save_rows(run_frames(CONFIG, "pilot"), CONFIG["pilot"]["rows"])
 
 
 rule experiment:
@@ -166,4 +166,4 @@ rule experiment:
         f"{RUN}/13_experiment/run.json",
     run:
         stage("nbs/13_experiment.ipynb", f"{RUN}/13_experiment/13_experiment.ipynb", {
-            "config": CONFIG_FILE, "rows": f"{RUN}/results", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/13_experiment", "collect": RUN})
+            "config": CONFIG_FILE, "pilot": CONFIG["pilot"].get("rows", ""), "rows": f"{RUN}/results", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/13_experiment", "collect": RUN})

@@ -29,9 +29,10 @@ def verdict_frame(
     "The verdicts of one run, in as few bytes as they need."
     if not run_info(folder): raise FileNotFoundError(f"no finished evaluation in {resolve(folder)}: `make ablation` makes it")
     v = pd.DataFrame(read_rows(resolve(folder)/"verdicts.jsonl", "verdicts"))
-    number = v.problem_id.str.rpartition("-")[2].astype("int16")
-    return pd.DataFrame(dict(arm=arm, seed=np.int16(seed), step=np.int16(step), benchmark=v.benchmark, problem=number, right=v.symbolic == "right",
-                             boxed=v.extracted.notna(), critique=v.has_critique, cut_off=v.finish_reason == "length", n_tok=v.n_tok.astype("int16")))
+    d = pd.DataFrame(dict(benchmark=v.benchmark, problem=v.problem_id, right=v.symbolic == "right", boxed=v.extracted.notna(), critique=v.has_critique,
+                          cut_off=v.finish_reason == "length", n_tok=v.n_tok.astype("int32")))
+    if v["sample"].nunique() > 1: d = d.groupby(["benchmark", "problem"], sort=False).mean().astype("float32").reset_index()
+    return pd.concat([pd.DataFrame(dict(arm=arm, seed=np.int16(seed), step=np.int16(step)), index=d.index), d], axis=1)
 
 def planned_runs(
     cfg: dict, # checked config
@@ -66,7 +67,7 @@ def save_rows(
 ) -> int: # rows written
     "Write rows sorted and compressed; equal rows give equal bytes."
     d = pd.concat(frames, ignore_index=True).sort_values(["step", "arm", "seed", "benchmark", "problem"], ignore_index=True)
-    d = d.astype(dict(arm="category", benchmark="category")); path = resolve(path); path.parent.mkdir(parents=True, exist_ok=True)
+    d = d.astype(dict(arm="category", benchmark="category", problem="category")); path = resolve(path); path.parent.mkdir(parents=True, exist_ok=True)
     d.to_parquet(path.with_suffix(".tmp"), compression="zstd", index=False); path.with_suffix(".tmp").replace(path)
     return len(d)
 
@@ -75,7 +76,7 @@ def load_rows(
 ) -> pd.DataFrame: # the rows
     "Read rows; a missing file is an error that says who makes it."
     if not resolve(path).exists(): raise FileNotFoundError(f"no rows at {resolve(path)}: `make ablation` makes them")
-    return pd.read_parquet(resolve(path)).astype(dict(arm=str, benchmark=str))
+    return pd.read_parquet(resolve(path)).astype(dict(arm=str, benchmark=str, problem=str))
 
 # %% ../nbs/13_experiment.ipynb #da08470d
 def answer_table(
@@ -196,7 +197,7 @@ def plot_contrasts(
         c, m, face = look(r.contrast.split(" − ")[0])
         ax.errorbar(100*r.diff, i, xerr=[[100*(r.diff - r.low)], [100*(r.high - r.diff)]], fmt=m, color=c, mfc=face, capsize=3, ms=6)
     ax.set_yticks(range(n), t.contrast, fontsize=9); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
-    ax.set_xlabel("difference of accuracy, mean of four benchmarks (points); grey: less than the smallest effect of interest", fontsize=9); ax.set_title(title, fontsize=11)
+    ax.set_xlabel("difference of accuracy over all problems (points); grey: less than the smallest effect of interest", fontsize=9); ax.set_title(title, fontsize=11)
     return fig, t[["contrast", "n_seeds", "n_problems", "diff", "low", "high"]]
 
 def arm_table(
@@ -223,7 +224,7 @@ def plot_all_arms(
         ax.plot(x, [i]*len(x), "|", color="0.55", ms=9); ax.plot(x.mean(), i, m, color=c, mfc=face, ms=7)
     if "base" in arms: ax.axvline(100*t.accuracy["base"], color="0.4", ls="--", lw=1, zorder=0)
     ax.set_yticks(range(len(arms)), [f"{a} ({t.n_seeds[a]})" for a in arms], fontsize=9); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
-    best = t.loc[arms].accuracy.idxmax(); ax.set_xlabel("accuracy, mean of four benchmarks (%); strokes: seeds, their number in brackets", fontsize=9)
+    best = t.loc[arms].accuracy.idxmax(); ax.set_xlabel("accuracy over all problems (%); strokes: seeds, their number in brackets", fontsize=9)
     ax.set_title(f"Best arm: {best}, {100*t.accuracy[best]:.1f}%" + (f" (base {100*t.accuracy['base']:.1f}%)" if "base" in arms else ""), fontsize=11)
     return fig, t.loc[arms].reset_index()
 
@@ -299,8 +300,8 @@ def plot_masked_loss(
 # %% ../nbs/13_experiment.ipynb #190cdb18
 _ABOUT = ("The paper trains DeepScaleR-1.5B with two mask rates, one run each, and reads their equal scores as robustness. Its release supports neither the claim nor its opposite: the collator of the "
           "released code rebuilds the labels from the input, so that no mask reaches the loss, and the four fine-tuned runs of the ablation have identical outputs (see the audit).")
-_SCALE = ("What this does not say: the student has 1.7 million parameters, the problems are arithmetic, the teacher is exact and its sentences are templates. "
-          "Whether a 1.5B model on competition mathematics behaves so is an open question; the same grid answers it when `configs/ablation.yaml` names that model, its data and a teacher.")
+_SCALE = ("The student has 1.7 million parameters, the problems are arithmetic, the teacher is exact and its sentences are templates. "
+          "Whether a 1.5B model on competition mathematics behaves so is an open question; the same grid asks it of such a model with the config `ablation_paper.yaml`.")
 
 def _line(r) -> str: # one row of the table of contrasts
     p = r.p_adjusted if r.planned else r.p
@@ -358,7 +359,7 @@ def findings(
     out += _picture("ablation_arms", "Accuracy of every arm, one stroke a seed", figures) + ["## Masks", "", "Accuracy against the share of critique tokens masked, and whether the masks were at work: the loss of tokens that carried none stays above that of the others."]
     out += _picture("ablation_rates", "Difference from cft against mask rate", figures) + _picture("ablation_masked_loss", "Loss of kept and masked critique tokens against mask rate", figures)
     if (rows.step > 0).any(): out += ["Where the differences arise, update by update:"] + _picture("ablation_curves", "Accuracy against updates", figures)
-    out += ["## Planned contrasts", "", "Points of accuracy, mean of four benchmarks; intervals over problems and seeds; p-values adjusted after Holm.", "", *_table(t[t.planned]), "", "## Exploratory contrasts", "",
+    out += ["## Planned contrasts", "", "Points of accuracy over all problems; intervals over problems and seeds; p-values adjusted after Holm.", "", *_table(t[t.planned]), "", "## Exploratory contrasts", "",
             "No correction was made: these are hints, not findings."] + _picture("ablation_explored", "Exploratory contrasts with 95% intervals", figures) + _table(t[~t.planned])
     out += ["", "## What each arm trained on", "", "Means over seeds; tokens are counted over the whole run, every epoch anew. Each row is one example.", "", *budget_table(runs)]
     return "\n".join([*out, "", "## What this does not say", "", _SCALE, ""])
@@ -369,7 +370,7 @@ class ExperimentConfig:
     "Rows in, contrasts, figures and the page out."
     config: str # of the grid, e.g. configs/ablation.yaml
     rows: str # folder with ablation.parquet and ablation_runs.csv
-    pilot: str # rows of the pilot
+    pilot: str # rows of the pilot; "" = none
     figures: str # folder for the figures
     collect: str = "" # run folder of the grid, to make the rows from first; "" = they are there
     partial: bool = False # the grid has not ended: collect what there is
@@ -397,9 +398,10 @@ def run_experiment(
     if cfg.collect:
         made = {**grid, "run_dir": cfg.collect}
         save_rows(run_frames(made, partial=cfg.partial), folder/"ablation.parquet"); run_table(made, cfg.partial).to_csv(folder/"ablation_runs.csv", index=False)
-    run = start_run(out_dir, "13_experiment", asdict(cfg), [folder/"ablation.parquet", folder/"ablation_runs.csv", cfg.pilot], resume="fresh")
+    run = start_run(out_dir, "13_experiment", asdict(cfg), [folder/"ablation.parquet", folder/"ablation_runs.csv", *([cfg.pilot] if cfg.pilot else [])], resume="fresh")
     rows, runs = load_rows(folder/"ablation.parquet"), pd.read_csv(folder/"ablation_runs.csv"); t = contrast_table(rows)
-    for name, d in dict(contrasts=t, ablation_arms=arm_table(rows), power=power_table(load_rows(cfg.pilot))).items(): d.to_csv(run.folder/f"{name}.csv", index=False, float_format="%.6g")
+    tables = dict(contrasts=t, ablation_arms=arm_table(rows), **(dict(power=power_table(load_rows(cfg.pilot))) if cfg.pilot else {}))
+    for name, d in tables.items(): d.to_csv(run.folder/f"{name}.csv", index=False, float_format="%.6g")
     (run.folder/"experiment.md").write_text(findings(rows, t, runs, len(missing_runs(grid, rows))), encoding="utf-8")
     made = {name: save_figure(fig, data, cfg.figures, name) for name, (fig, data) in drawn(grid, rows, runs, t).items()}
     run.finish(figures=list(made), n_rows=len(rows))
