@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'SCHEMAS', 'repo_root', 'resolve', 'is_hub', 'model_files', 'run_key', 'stable_seed', 'sha256_file',
-           'check_row', 'write_rows', 'read_rows', 'append_rows', 'versions', 'git_commit', 'hash_inputs', 'Run',
-           'run_info', 'start_run', 'arm_name', 'notebook_params', 'check_params', 'check_injected', 'without_examples',
-           'run_notebook', 'progress']
+           'check_row', 'write_rows', 'stream_rows', 'read_rows', 'cut_torn', 'append_rows', 'versions', 'git_commit',
+           'hash_inputs', 'Run', 'run_info', 'start_run', 'arm_name', 'notebook_params', 'check_params',
+           'check_injected', 'without_examples', 'run_notebook', 'progress']
 
 # %% ../nbs/00_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, io, json, os, platform, resource, subprocess, sys, time
@@ -121,13 +121,13 @@ def check_row(
 
 # %% ../nbs/00_core.ipynb #5da8a388
 @contextmanager
-def _open(path: Path, mode: str): # "rt" or "wt"; gzip by file name, with no time stamp so that equal rows give equal bytes
+def _writing(path: Path): # a text file; gzip by file name, with no time stamp so that equal rows give equal bytes
     how = dict(encoding="utf-8", newline="\n")
-    with open(path, mode[0] + "b") as raw:
+    with open(path, "wb") as raw:
         if path.suffix != ".gz":
             with io.TextIOWrapper(raw, **how) as f: yield f
         else:
-            with gzip.GzipFile(filename="", mode=mode[0] + "b", fileobj=raw, mtime=0) as packed, io.TextIOWrapper(packed, **how) as f: yield f
+            with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed, io.TextIOWrapper(packed, **how) as f: yield f
 
 def write_rows(
     path: str|Path, # `.jsonl` or `.jsonl.gz`
@@ -137,7 +137,7 @@ def write_rows(
     "Write rows atomically (temporary file, then rename)."
     path = resolve(path); path.parent.mkdir(parents=True, exist_ok=True)
     tmp, n = path.with_name(f".{os.getpid()}.{path.name}"), 0
-    with _open(tmp, "wt") as f:
+    with _writing(tmp) as f:
         for n, row in enumerate(rows, 1):
             if artifact: check_row(row, artifact, f"{path.name} row {n}")
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -145,33 +145,47 @@ def write_rows(
     return n
 
 # %% ../nbs/00_core.ipynb #a5d8d745
-def read_rows(
+def stream_rows(
     path: str|Path, # `.jsonl` or `.jsonl.gz`
     artifact: str|None = None, # schema to check against; None = free rows
     partial: bool = False, # accept a torn last line (a file still being appended to) and a missing file
-) -> list[dict]: # the rows in file order
-    "Read and check rows; errors name the file and the line."
+): # yields the rows in file order
+    "Read and check rows one at a time; errors name the file and the line."
     path = resolve(path)
     if not path.exists():
-        if partial: return []
+        if partial: return
         raise FileNotFoundError(f"no {artifact or 'rows'} at {path}: run the stage that writes it first (see README, 'The stages'), or pass another path")
-    with _open(path, "rt") as f: lines = f.read().split("\n")
-    last, rows = lines.pop(), []
-    if last and not partial: raise ValueError(f"{path}: torn last line {last[:60]!r}; the run that wrote it was interrupted: run it again, it goes on where it stopped")
-    for i, line in enumerate(lines, 1):
-        try: row = json.loads(line)
-        except json.JSONDecodeError as e: raise ValueError(f"{path} line {i} is not JSON ({e}): {line[:60]!r}") from None
-        rows.append(check_row(row, artifact, f"{path.name} line {i}") if artifact else row)
-    return rows
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f: # bytes: a kill can tear a character too
+        for i, line in enumerate(f, 1):
+            if not line.endswith(b"\n"):
+                if partial: return
+                torn = line.decode("utf-8", "replace")[:60]
+                raise ValueError(f"{path}: torn last line {torn!r}; the run that wrote it was interrupted: run it again, it goes on where it stopped")
+            text = line[:-1].decode("utf-8")
+            try: row = json.loads(text)
+            except json.JSONDecodeError as e: raise ValueError(f"{path} line {i} is not JSON ({e}): {text[:60]!r}") from None
+            yield check_row(row, artifact, f"{path.name} line {i}") if artifact else row
+
+def read_rows(
+    path: str|Path, # `.jsonl` or `.jsonl.gz`
+    artifact: str|None = None, # schema to check against; None = free rows
+    partial: bool = False, # accept a torn last line and a missing file
+) -> list[dict]: # the rows in file order
+    "All rows of a file, read and checked as `stream_rows` does."
+    return list(stream_rows(path, artifact, partial))
 
 # %% ../nbs/00_core.ipynb #263ee72a
-def _cut_torn(f): # binary, read and append; drop a last line without its newline, looking for the last newline from the end
+def cut_torn(
+    f, # binary file, open to read and append
+) -> int: # where it ends now
+    "Drop a last line without its newline, looking for the last newline from the end."
     end = at = f.seek(0, os.SEEK_END)
     while at:
         n = min(at, 1 << 16); f.seek(at - n)
         if found := f.read(n).rfind(b"\n") + 1: at += found - n; break
         at -= n
     if at < end: f.truncate(at)
+    return at
 
 def _lock(f): # until `f` is closed; nothing where the system has no such lock
     try: import fcntl
@@ -187,7 +201,7 @@ def append_rows(
     path = resolve(path); path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(check_row(r, artifact, path.name) if artifact else r, ensure_ascii=False) + "\n" for r in rows]
     with open(path, "a+b") as f:
-        _lock(f); _cut_torn(f)
+        _lock(f); cut_torn(f)
         f.write("".join(lines).encode("utf-8")); f.flush(); os.fsync(f.fileno())
     return len(lines)
 

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Iterable
 import pandas as pd
-from .core import progress, resolve, run_key, start_run, write_rows
+from .core import progress, run_key, start_run, stream_rows, write_rows
 from .figures import plot_funnel, save_figure
 from .format import INSTRUCTION, critique_prompt, parse_target
 from .generate import text_hash
 from .grading import extract_boxed, grade
-from .teacher import Ask, Book, Endpoint, Limits, OpenAITeacher, Reply, StudentTeacher, SymbolicTeacher, Teacher, TeacherStop, price_of, stream_rows
+from .teacher import Ask, Book, Endpoint, Limits, OpenAITeacher, Reply, StudentTeacher, SymbolicTeacher, Teacher, TeacherStop, price_of
 
 # %% ../nbs/02_critique.ipynb #9793ce61
 VERSION = 1 # of the wording; the digest follows by itself

@@ -2,7 +2,7 @@
 
 The server is tests/fault_server.py: real HTTP on 127.0.0.1, seeded faults. Three runs: a fifth of the requests meets a fault; the client is killed
 (SIGKILL) at random moments and resumed; the same with an endpoint that honours the Idempotency-Key of each request."""
-import csv, json, multiprocessing as mp, os, random, shutil, sys, tempfile, threading, time
+import csv, multiprocessing as mp, os, random, shutil, sys, tempfile, threading, time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -27,10 +27,9 @@ def wrong_by(text: str, line: int, k: int) -> str:
 
 def world(folder: Path, n_questions: int, n_samples: int = 3) -> int:  # number of rollouts
     "Pocket questions and made-up chains, some right, some wrong, no two alike; one in fifty counts as cut off."
-    from mcft.core import SCHEMAS, write_rows
+    from mcft.core import SCHEMAS, stream_rows, write_rows
     from mcft.format import solution_text
     from mcft.pocket import teach
-    from mcft.teacher import stream_rows
     empty = lambda t: empty(t[0]) if isinstance(t, tuple) else t()
     blank = {k: empty(t) for k, t in SCHEMAS['rollouts'].items()}
     unique = {}
@@ -85,8 +84,8 @@ def finish(p: mp.Process, limit: float) -> bool:  # True = it ended by itself
 
 def lines(path: Path) -> list[dict]:
     "Rows of a file that a kill may have torn."
-    if not path.exists(): return []
-    return [json.loads(x) for x in path.read_bytes().split(b'\n')[:-1]]
+    from mcft.core import read_rows
+    return read_rows(path, partial=True)
 
 
 def answered(out: Path) -> set:  # keys
