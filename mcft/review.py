@@ -23,7 +23,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from .core import append_rows, read_rows, resolve, start_run, write_rows
 from .format import TAGS, parse_target, target_text
 from .generate import text_hash
-from .grading import grade
+from .grading import answers_match
 from .pocket import check_chain
 
 # %% ../nbs/09_review.ipynb #13d2815f
@@ -227,8 +227,7 @@ def check_text(
     "Why a text cannot be a target."
     try: parse_target(target_text(*(parts[k] for k in EDITED)))
     except ValueError as e: return str(e).split(":")[0]
-    right = grade([f"\\boxed{{{parts['answer']}}}"], [gold], graders=("symbolic",))["symbolic"][0] == "right"
-    return "" if right else "wrong answer"
+    return "" if answers_match(parts["answer"], gold) else "wrong answer"
 
 def settle(
     c: dict, # row of `critiques`
