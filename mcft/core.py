@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'SCHEMAS', 'repo_root', 'resolve', 'is_hub', 'model_source', 'model_files', 'run_key', 'stable_seed',
-           'sha256_file', 'check_row', 'write_rows', 'stream_rows', 'read_rows', 'cut_torn', 'append_rows', 'versions',
-           'git_commit', 'hash_inputs', 'Run', 'run_info', 'start_run', 'arm_name', 'notebook_params', 'check_params',
-           'check_injected', 'without_examples', 'run_notebook', 'progress']
+           'sha256_file', 'check_row', 'write_rows', 'stream_rows', 'read_rows', 'cut_torn', 'append_rows',
+           'join_sources', 'versions', 'git_commit', 'hash_inputs', 'Run', 'run_info', 'start_run', 'arm_name',
+           'notebook_params', 'check_params', 'check_injected', 'without_examples', 'run_notebook', 'progress']
 
 # %% ../nbs/00_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, io, json, os, platform, resource, subprocess, sys, time
@@ -214,6 +214,18 @@ def append_rows(
         _lock(f); cut_torn(f)
         f.write("".join(lines).encode("utf-8")); f.flush(); os.fsync(f.fileno())
     return len(lines)
+
+# %% ../nbs/00_core.ipynb #9c66fa60
+def join_sources(
+    critiques: list[dict], # rows of `critiques`
+    rollouts: list[dict], # rows of `rollouts`
+    problems: list[dict], # rows of `problems`; may hold more
+) -> list[tuple]: # (critique, its rollout, its problem), in the order of the critiques
+    "Put each critique beside what it is about."
+    by_r, by_p = {r["id"]: r for r in rollouts}, {p["id"]: p for p in problems}
+    if lost := [c["id"] for c in critiques if c["rollout_id"] not in by_r or c["problem_id"] not in by_p]:
+        raise ValueError(f"critique {lost[0]!r} has no rollout or no problem here: pass the files its run used")
+    return [(c, by_r[c["rollout_id"]], by_p[c["problem_id"]]) for c in critiques]
 
 # %% ../nbs/00_core.ipynb #5ac3b2fe
 _PACKAGES = "mcft torch transformers trl datasets accelerate tokenizers math-verify numpy scipy statsmodels pandas openai vllm".split()
