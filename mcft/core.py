@@ -324,12 +324,13 @@ def start_run(
     params: dict, # everything that changes the answer, JSON-able; not the folder
     inputs: list = (), # files or folders read
     resume: str = "same", # "same": a folder with other parameters is an error; "fresh": it is emptied, if the same stage made it
+    digests: dict|None = None, # of the inputs, when another run has them already; None = computed here
 ) -> Run: # with `done` True when the folder holds this very run
     "Open a run folder: complete (nothing to do), half done with the same key (go on), or new."
     if resume not in ("same", "fresh"): raise ValueError(f"resume is {resume!r}: \"same\" or \"fresh\"")
     folder = resolve(folder); folder.mkdir(parents=True, exist_ok=True)
     params = json.loads(json.dumps(params, default=_plain))
-    digests = hash_inputs(inputs); key = run_key(stage=stage, params=params, inputs=digests)
+    digests = hash_inputs(inputs) if digests is None else digests; key = run_key(stage=stage, params=params, inputs=digests)
     held = _held(folder)
     if held and held[0] != key:
         if resume == "same": raise ValueError(f"{folder} holds a run with other parameters or inputs (key {held[0]}, now {key}): choose another out_dir, or delete that folder")
