@@ -10,11 +10,12 @@ its own; what Python and the libraries take before the model is made is subtract
   to text for a reward (which has no gradient, so it is left out of the loss).
 
 The labels are the same (prompt -100) and so must the losses be: to 1e-4, an error otherwise. (The release's own labels fall on the prompt too.)"""
-import argparse, json, multiprocessing, resource, subprocess, sys, tempfile, time
+import argparse, json, resource, subprocess, sys, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from measure import processes
 from measure.rows import ROOT, bench_row
 
 SHARES = dict(prompt=.45, tag=.06, critique=.31, reasoning=.15, answer=.03)  # of the pocket world's encoded critiques
@@ -169,9 +170,7 @@ def child(way: str, small: bool) -> dict:
 def run(way: str, small: bool) -> dict:
     "The same in a process of its own; the small ones are forked from a server that has imported the libraries."
     if small:
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['mcft.train'])
-        with ProcessPoolExecutor(1, context) as pool: return pool.submit(child, way, small).result()
+        with ProcessPoolExecutor(1, processes.server(['mcft.train'])) as pool: return pool.submit(child, way, small).result()
     cmd = [sys.executable, '-m', 'measure.bench_training', way]
     done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True)
     if done.returncode: raise RuntimeError(f'{way} ended with code {done.returncode}:\n{done.stderr[-2000:]}')
