@@ -20,9 +20,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
+reproduce ablation pilot cells lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce lr base test docs bench faults audit gpu paper readme lab lock clean
+.PHONY: help venv publish reproduce ablation pilot cells lr base test docs bench faults audit gpu paper readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,7 +39,7 @@ $(STAMP): requirements.lock settings.ini setup.py
 	@touch $@
 
 # A killed run leaves Snakemake's own lock behind; flock, where there is one, goes with its process.
-SNAKEMAKE := $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
+SNAKEMAKE = $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
 	--configfile configs/$(PROFILE).yaml --quiet rules host --cores $(CORES) --rerun-incomplete
 BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clone; wait for it, or stop it" >&2; exit 1; }
 
@@ -50,15 +50,29 @@ reproduce: venv ## problems to tables and figures, PROFILE=pocket
 	@echo "figures:      runs/$(PROFILE)/figures/"
 	@echo "results page: runs/$(PROFILE)/results.md"
 
+# The grid's own targets: PROFILE is ablation unless another one is named.
+ablation pilot: PROFILE = ablation
+ablation: venv ## the ablation as an experiment, all of its grid: hours on two cores; goes on where it stopped
+	@$(SNAKEMAKE) experiment $(BUSY)
+	@echo "what was found: runs/$(PROFILE)/13_experiment/experiment.md"
+
+pilot: venv ## the pilot on the dev split that the experiment's power calculation rests on
+	@$(SNAKEMAKE) pilot $(BUSY)
+
+cells: venv ## three random runs of the experiment's grid made again from nothing, and compared with their committed rows
+	@$(BIN)/python -m measure.cells $(CELLS)
+
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
 
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
-	@test -f runs/$(PROFILE)/06_ablation/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make reproduce PROFILE=$(PROFILE) first" >&2; exit 1; }
+	@test -f runs/$(PROFILE)/06_ablation/run.json || test -f runs/$(PROFILE)/13_experiment/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make reproduce PROFILE=$(PROFILE) first" >&2; exit 1; }
 	@mkdir -p data/results figures
-	@cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/
 	@cp runs/$(PROFILE)/figures/* figures/
-	@cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/
+	@if test -f runs/$(PROFILE)/13_experiment/run.json; then \
+	    cp runs/$(PROFILE)/results/ablation.parquet runs/$(PROFILE)/results/*.csv runs/$(PROFILE)/13_experiment/*.csv data/results/; cp runs/$(PROFILE)/13_experiment/experiment.md docs/; else \
+	    cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts_pocket.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/; \
+	    cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/; fi
 	@$(BIN)/python docs/results.py
 
 base: venv ## train the pocket base from nothing and put it into data/pocket/base

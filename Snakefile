@@ -1,16 +1,21 @@
 # From problems to figures: every rule is a notebook, run by papermill. `make reproduce` calls this with configs/pocket.yaml.
 #   snakemake --cores 2 --configfile configs/pocket.yaml           everything
 #   snakemake --cores 2 --configfile configs/pocket.yaml lr        the search of learning rates on the dev split
+#   snakemake --cores 2 --configfile configs/ablation.yaml experiment   the ablation as an experiment
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os
-from mcft.ablation import check_config, lr_of, lr_runs, lr_scores, read_config, runs_of
+from mcft.ablation import check_config, encoding_of, encodings, lr_of, lr_runs, lr_scores, pilot_runs, read_config, runs_of, snapshots, train_params
 from mcft.core import model_files, resolve, run_notebook
 
 CONFIG = check_config(config) if config else read_config("configs/pocket.yaml")
+CONFIG_FILE = os.path.relpath(workflow.configfiles[0]) if workflow.configfiles else "configs/pocket.yaml"
 RUN = CONFIG["run_dir"]
 RUNS = {r["run"]: r for r in runs_of(CONFIG)}
 SEARCH = {r["run"]: r for r in lr_runs(CONFIG)}
-ALL = {**RUNS, **SEARCH}
+PILOT = {r["run"]: r for r in pilot_runs(CONFIG)}
+ALL = {**RUNS, **SEARCH, **PILOT}
+ENCODINGS = encodings(CONFIG)
+CURVES = {f"{r['run']}@step-{n}": r["run"] for r in snapshots(CONFIG) for n in CONFIG["snapshots"]["at"]}
 
 
 def local(*paths):
@@ -30,6 +35,7 @@ def stage(nb, out, params):
 
 wildcard_constraints:
     run="[^/]+",
+    encoding="03_masking[^/]*",
 
 
 rule all:
@@ -61,16 +67,18 @@ rule critique:
 rule masking:
     input:
         f"{RUN}/02_critique/run.json",
+        lambda wc: local(*ENCODINGS[wc.encoding].get("solutions", "").split()),
     output:
-        f"{RUN}/03_masking/run.json",
+        f"{RUN}/{{encoding}}/run.json",
     run:
-        stage("nbs/03_masking.ipynb", f"{RUN}/03_masking/03_masking.ipynb", {
-            **CONFIG["masking"], "critiques": f"{RUN}/02_critique/critiques.jsonl", "out_dir": f"{RUN}/03_masking"})
+        out = f"{RUN}/{wildcards.encoding}"
+        stage("nbs/03_masking.ipynb", f"{out}/03_masking.ipynb", {
+            **ENCODINGS[wildcards.encoding], "critiques": f"{RUN}/02_critique/critiques.jsonl", "out_dir": out})
 
 
 rule train:
     input:
-        f"{RUN}/03_masking/run.json",
+        lambda wc: f"{RUN}/{encoding_of(ALL[wc.run]['params'])}/run.json",
         lambda wc: [] if wc.run in SEARCH else CONFIG["lr_rows"],
     output:
         f"{RUN}/04_train/{{run}}/run.json",
@@ -78,24 +86,27 @@ rule train:
         r = ALL[wildcards.run]
         lr = r["lr"] if wildcards.run in SEARCH else lr_of(CONFIG, r["arm"])
         out = f"{RUN}/04_train/{wildcards.run}"
-        stage("nbs/04_train.ipynb", f"{out}/04_train.ipynb", {
-            **CONFIG["train"], **r["params"], "seed": r["seed"], "lr": lr, "encoded": f"{RUN}/03_masking/encoded.jsonl", "out_dir": out})
+        stage("nbs/04_train.ipynb", f"{out}/04_train.ipynb", {**train_params(CONFIG, r), "lr": lr, "out_dir": out})
 
 
 def model_of(run):
-    return CONFIG["data"]["model_dir"] if run in ("base", "base-dev") else f"{RUN}/04_train/{run}"
+    if run in ("base", "base-dev"): return CONFIG["data"]["model_dir"]
+    return f"{RUN}/04_train/{CURVES[run]}/snapshots/{run.split('@')[1]}" if run in CURVES else f"{RUN}/04_train/{run}"
+
+
+def eval_params(run):
+    if run in CURVES: return {**CONFIG["eval"], "n_problems": CONFIG["snapshots"]["n_problems"]}
+    return {**CONFIG["eval"], **(CONFIG["eval_dev"] if run in [*SEARCH, *PILOT, "base-dev"] else {})}
 
 
 rule evaluate:
     input:
-        lambda wc: [*model(model_of(wc.run)), *local(CONFIG["eval"].get("problems", CONFIG["data"]["problems"]))],
+        lambda wc: [*model(f"{RUN}/04_train/{CURVES[wc.run]}" if wc.run in CURVES else model_of(wc.run)), *local(CONFIG["eval"].get("problems", CONFIG["data"]["problems"]))],
     output:
         f"{RUN}/05_eval/{{run}}/run.json",
     run:
-        dev = wildcards.run in [*SEARCH, "base-dev"]
-        params = {**CONFIG["eval"], **(CONFIG["eval_dev"] if dev else {})}
         stage("nbs/05_eval.ipynb", f"{RUN}/05_eval/{wildcards.run}/05_eval.ipynb", {
-            **params, "model_dir": model_of(wildcards.run), "out_dir": f"{RUN}/05_eval/{wildcards.run}", "tables_to": ""})
+            **eval_params(wildcards.run), "model_dir": model_of(wildcards.run), "out_dir": f"{RUN}/05_eval/{wildcards.run}", "tables_to": ""})
 
 
 rule tables:
@@ -135,4 +146,24 @@ rule lr:
     input:
         expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *SEARCH]),
     run:
-        lr_scores([f"{RUN}/05_eval/{r}" for r in ["base-dev", *SEARCH]]).to_csv(CONFIG["lr_rows"], index=False)
+        folders = {f"{RUN}/05_eval/{run}": r["arm"] for run, r in {"base-dev": dict(arm="base"), **SEARCH}.items()}
+        lr_scores(folders).to_csv(CONFIG["lr_rows"], index=False)
+
+
+rule pilot:
+    input:
+        expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *PILOT]),
+    run:
+        from mcft.experiment import collect_rows
+        collect_rows(CONFIG, "pilot", "data/results/pilot.parquet")
+
+
+rule experiment:
+    input:
+        expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base", *RUNS, *CURVES]),
+        CONFIG["lr_rows"],
+    output:
+        f"{RUN}/13_experiment/run.json",
+    run:
+        stage("nbs/13_experiment.ipynb", f"{RUN}/13_experiment/13_experiment.ipynb", {
+            "config": CONFIG_FILE, "rows": f"{RUN}/results", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/13_experiment", "collect": RUN})

@@ -23,7 +23,11 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     table1=('Table 1: three models', CELL),
     table2=('Table 2: base and MCFT', CELL),
     table_pocket=('The pocket world: methods', f'{CELL} Seeds are pooled; a value after ± is their standard deviation. The seeds answer the same problems, so the interval of a pooled cell is narrower than one over fresh problems would be.'),
-    contrasts=('The pocket world: differences', 'Shares, mean over benchmarks, paired by seed; 95% t intervals.'),
+    contrasts_pocket=('The pocket world: differences', 'Shares, mean over benchmarks, paired by seed; 95% t intervals.'),
+    contrasts=('The experiment: differences', 'Shares, mean over benchmarks, paired by seed and problem: `low` and `high` from the variances of problems and seeds, `boot_low` and `boot_high` from the hierarchical bootstrap; `p_adjusted` after Holm, planned contrasts only. [What we found](experiment.md) reads them.'),
+    power=('The experiment: power', 'Smallest difference (`mdd`, a share) seen with 80% power at the 5% level, from a pilot on the dev split.'),
+    ablation_arms=('The experiment: arms', 'Accuracy at the end of training, 95% intervals over problems and seeds.'),
+    ablation_lr=('The experiment: learning rates', 'Dev scores of the search; each arm has the rate with the best mean, or that of the arm it is a variation of.'),
     funnel=('From questions to training examples', 'Rows left after each step of stage 02.'),
     lr_dev=('Learning rates', 'Scores on the dev split, from which each method got its learning rate.'),
     benchmarks=('Speed and memory against named peers', '`make bench`: `ratio` is the median of `n` paired runs, `spread` their interquartile range; what the ratio is of, and in which direction, stands in the name. `bound` is what must hold; a row without a ratio was not measured on that device.'),
@@ -121,7 +125,7 @@ def write_results(
     csvs = sorted((p for d in tables for p in d.glob('*.csv')), key=place)
     prose = sorted(p for d in tables for p in d.glob('*.md') if not p.with_suffix('.csv').exists())
     shown, longer = [p for p in csvs if is_shown(p)], [p for p in csvs if not is_shown(p)]
-    parts = [*map(prose_section, prose), *(table_section(p, base) for p in shown), *(figure_section(p, base) for p in sorted(figures.glob('*.png')) if not p.name.startswith('audit_'))]  # the audit page shows its own
+    parts = [*map(prose_section, prose), *(table_section(p, base) for p in shown), *(figure_section(p, base) for p in sorted(figures.glob('*.png')) if not p.name.startswith(('audit_', 'ablation_')))]  # the audit's and the experiment's stand on their pages
     if longer: parts.append(rows_section(longer, base))
     if not parts: raise FileNotFoundError(f'no tables in {", ".join(map(str, tables))} and no figures in {figures}: run make reproduce first, or name other folders')
     out.write_text('\n'.join([HEAD, *parts]), encoding='utf-8')

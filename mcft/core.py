@@ -102,6 +102,7 @@ SCHEMAS = dict(
     decisions=dict(row_id=str, row_hash=str, reviewer=str, time=str, decision=str, critique=(str, None), reasoning=(str, None), answer=(str, None), note=str),
     encoded=dict(id=str, layout=str, problem_id=str, input_ids=list, spans=list, words=list),
     scores=dict(id=str, score=str, target=str, values=list),
+    solutions=dict(problem_id=str, reasoning=str, answer=str),
     responses=dict(id=str, benchmark=str, problem_id=str, sample=int, text=str, n_tok=int, n_prompt_tok=int, finish_reason=str, prompt_hash=str, model=str,
                    backend=str, temperature=_num, top_p=_num, max_new_tokens=int, seed=int),
     verdicts=dict(id=str, response_id=str, benchmark=str, problem_id=str, sample=int, gold=str, extracted=(str, None), strict=str,

@@ -22,23 +22,24 @@ from .core import check_row, is_hub, model_files, progress, read_rows, resolve, 
 from .format import TAGS, critique_prompt, solution_text, target_text
 
 # %% ../nbs/03_masking.ipynb #8f589e47
-LAYOUTS = ("critique", "question") # what X holds
+LAYOUTS = ("critique", "question") # what every example is encoded as, unless it is said otherwise
 KINDS = ("prompt", "tag", "critique", "reasoning", "answer", "eos") # what a span can be
 MASKABLE = ("critique", "reasoning", "answer") # parts a mask may be aimed at; of the answer, what the box holds
 _OWN = (*TAGS, "<think>", "</think>") # the project's own tags: a text may hold them
 _OPENERS = dict(critique=dict(critique="<critique>", reasoning="<reasoning>", answer="\\boxed{"),
-                question=dict(reasoning="<think>", answer="\\boxed{")) # what stands before each part of Y, in order
+                question=dict(reasoning="<think>", answer="\\boxed{"), comment=dict(critique="<critique>")) # what stands before each part of Y, in order
 
 # %% ../nbs/03_masking.ipynb #617b22a3
 def example_text(
     row: dict, # one row of critiques
-    layout: str, # "critique" or "question"
+    layout: str, # critique, question or comment
 ) -> tuple[str, str]: # user turn (X without the chat template) and target (Y without the end token)
     "The texts of one example; a critique with missing or nested tags is refused."
-    if layout not in LAYOUTS: raise ValueError(f"unknown layout {layout!r}: one of {', '.join(LAYOUTS)}")
+    if layout not in _OPENERS: raise ValueError(f"unknown layout {layout!r}: one of {', '.join(_OPENERS)}")
     try:
         if layout == "question": return row["question"], solution_text(row["reasoning"], row["answer"])
-        return critique_prompt(row["question"], row["rollout"]), target_text(row["critique"], row["reasoning"], row["answer"])
+        user, target = critique_prompt(row["question"], row["rollout"]), target_text(row["critique"], row["reasoning"], row["answer"])
+        return user, target.partition("\n<reasoning>")[0] if layout == "comment" else target
     except ValueError as e: raise ValueError(f"critique {row['id']}: {e}") from None
     except KeyError as e: raise ValueError(f"critique {row.get('id', '?')}: no field {e}; it has {', '.join(row)}") from None
 
@@ -181,7 +182,7 @@ def name_parts(
     row: dict, # one row of critiques
     n_prompt: int, # characters of X
     target: str, # Y with the end token
-    layout: str, # "critique" or "question"
+    layout: str, # critique, question or comment
     eos: str, # the end token
 ) -> list[tuple[int, int]]: # (characters, code) of each run
     "What the characters of an example are."
@@ -192,6 +193,7 @@ def name_parts(
         if kind == "answer": runs += [(a - at, _CODE["tag"]), (b - a, _BOX), (len(text), _IN_BOX)]
         else: runs += [(b - at, _CODE["tag"]), (len(text), _CODE[kind])]
         at = b + len(text)
+    if layout == "comment": return [*runs, (len(target) - len(eos) - at, _CODE["tag"]), (len(eos), _CODE["eos"])]
     close = target.index("}", at) + 1
     return [*runs, (close - at, _UNBOX), (len(target) - len(eos) - close, _CODE["tag"]), (len(eos), _CODE["eos"])]
 
@@ -266,7 +268,7 @@ def _check_encoded(row: dict, eos: tuple, bos: tuple): # what may never go wrong
 def encode_rows(
     rows: list[dict], # rows of critiques
     tok, # fast tokenizer with a chat template
-    layout: str, # "critique" or "question"
+    layout: str, # critique, question or comment
 ) -> list[dict]: # rows of encoded
     "Token ids, spans and words of many examples."
     if not rows: return []
@@ -296,7 +298,7 @@ def _shorten(runs: list, cut: int): # the first characters of Y stand in X alrea
 def encode(
     row: dict, # one row of critiques
     tok, # fast tokenizer with a chat template
-    layout: str, # "critique" or "question"
+    layout: str, # critique, question or comment
 ) -> dict: # one row of encoded
     "Token ids, spans and words of one example."
     return encode_rows([row], tok, layout)[0]
@@ -331,6 +333,12 @@ class MaskSpec:
     def targets(self) -> tuple: # kinds
         "The kinds of token that may be masked."
         return tuple(str(self.target).split("+"))
+
+    def count(self,
+        n, # units of an example; an array works too
+    ): # units, as an array
+        "How many units an exact draw masks."
+        return np.floor(self.rate*np.asarray(n) + .5).astype(int)
 
 # %% ../nbs/03_masking.ipynb #18dfeef3
 def _mix(z: np.ndarray) -> np.ndarray: # uint64 to uint64, the finalizer of splitmix64
@@ -408,8 +416,9 @@ def unit_scores(
     rows: list[dict], # the rows they come from
     spec: MaskSpec, # names the score
     scores: dict|None, # example id -> a number for each token that may be masked
-) -> np.ndarray: # (units,) masked first = highest
+) -> np.ndarray|None: # (units,) masked first = highest; None for by="random" and rate 0
     "The mean score of each unit."
+    if spec.by == "random" or not spec.rate: return None
     if scores is None: raise ValueError(f"mask by={spec.by!r} needs scores: make them with mcft.scores and pass scores=read_scores(path, spec)")
     n = np.bincount(units.example[units.unit], minlength=len(rows))
     for r, k in zip(rows, n):
@@ -434,7 +443,7 @@ def unit_chances(
 ) -> np.ndarray: # (units,) chance of being masked, apart from draws
     "What a draw should look like, without drawing."
     m = np.bincount(units.example, minlength=len(units.n_tok))[units.example]
-    if spec.draw == "exact": return (spec.rate*m + .5).astype(int)/m
+    if spec.draw == "exact": return spec.count(m)/m
     if score is None or spec.rate in (0, 1): return np.full(len(m), float(spec.rate))
     rank = (m - .5 - _rank(units, units.index, -score))/m              # equal scores: by the order in the text
     return rank**(1/spec.rate - 1)
@@ -451,7 +460,7 @@ class MaskPlan:
         if spec.mode != "loss" and blank is None: raise ValueError(f"mask mode {spec.mode!r} replaces tokens: pass blank=mask_id(tok)")
         self.spec, self.blank, self.units = spec, blank, find_units(rows, spec)
         self.keys = np.array([stable_seed("mask", r["id"]) for r in rows], np.uint64)
-        self.score = unit_scores(self.units, rows, spec, scores) if spec.by != "random" and spec.rate else None
+        self.score = unit_scores(self.units, rows, spec, scores)
         self.chance = unit_chances(self.units, spec, self.score)
         self.ids = np.fromiter(chain.from_iterable(r["input_ids"] for r in rows), np.int64, self.units.n_tok.sum())
         self.cft = self.ids.copy(); self.cft[self.units.prompt] = IGNORE
@@ -464,7 +473,7 @@ class MaskPlan:
         if s.draw == "bernoulli": return u < self.chance
         place = _rank(g, u) if self.score is None else _rank(g, u, -self.score)
         m = np.bincount(g.example, minlength=len(g.n_tok))
-        return place < (s.rate*m + .5).astype(int)[g.example]
+        return place < s.count(m)[g.example]
 
     def masked(self, epoch: int = 0) -> np.ndarray: # masked tokens, counted through all examples
         "The tokens one draw masks."
@@ -552,12 +561,12 @@ def mask_moments(
     units = find_units([encoded], spec)
     if len(units.at) == 0: return np.zeros(4)
     size = np.bincount(units.unit).astype(float)
-    score = unit_scores(units, [encoded], spec, scores) if spec.by != "random" and spec.rate else None
+    score = unit_scores(units, [encoded], spec, scores)
     if spec.draw == "bernoulli":
         p = unit_chances(units, spec, score)
         mean, var = p@size, (p*(1 - p))@size**2
     else:
-        k = int(spec.rate*len(size) + .5)
+        k = int(spec.count(len(size)))
         if score is None: score = np.zeros(len(size))
         edge = np.sort(score)[::-1][max(k - 1, 0)]                      # above it all are masked, at it some
         mean, var = _without_replacement(size[score == edge], k - (score > edge).sum() if k else 0)
@@ -677,6 +686,10 @@ class EncodeConfig:
     out_dir: str # run folder, made if absent
     max_length: int # tokens, prompt included
     too_long: str = "error" # a longer example: "error", or "drop" it and count it
+    layouts: tuple = LAYOUTS # what each example is encoded as: critique, question, comment
+    control: str = "" # what is changed in the critiques first: a key of `mcft.controls.CONTROLS`; "" = nothing
+    solutions: str = "" # rows of solutions, for control "reference"
+    scores: tuple = () # kinds of scores to write beside the rows, each to scores_KIND.jsonl: loss, step, critical
     resume: str = "same" # the folder holds another run: "same" is an error, "fresh" replaces it
     revision: str = "" # of a model on the hub: branch, tag or commit; "" = the newest
 
@@ -685,28 +698,33 @@ class EncodeConfig:
         if self.max_length < 16: raise ValueError(f"max_length is {self.max_length!r}, expected at least 16 tokens")
         for name, allowed in (("too_long", ("error", "drop")), ("resume", ("same", "fresh"))):
             if (v := getattr(self, name)) not in allowed: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(allowed)}")
+        if not self.layouts or (wrong := [v for v in self.layouts if v not in _OPENERS]):
+            raise ValueError(f"layouts are {list(self.layouts)}: one or more of {', '.join(_OPENERS)}")
+        if (self.control == "reference") != bool(self.solutions):
+            raise ValueError(f"control={self.control!r} with solutions={self.solutions!r}: 'reference' needs a file of solutions, nothing else takes one")
 
-# %% ../nbs/03_masking.ipynb #f74de8fc
+# %% ../nbs/03_masking.ipynb #9d3c7f84
 def encode_all(
     rows: list[dict], # rows of critiques
     tok, # fast tokenizer
     max_length: int, # tokens
     too_long: str = "error", # "error" or "drop"
-) -> tuple[list[dict], dict]: # encoded rows in both layouts; id -> reason of what was dropped
+    layouts: tuple = LAYOUTS, # of each example
+) -> tuple[list[dict], dict]: # encoded rows in all layouts; id -> reason of what was dropped
     "Encode what stage 02 kept; count what is left out and why."
     dropped, out = {r["id"]: f"status {r['status']} in 02: {r['reason']}" for r in rows if r["status"] != "kept"}, []
     name, n = max(Counter(r["id"] for r in rows).items(), key=lambda x: x[1], default=("", 0))
     if n > 1: raise ValueError(f"critique id {name!r} stands {n} times: ids name the draws and must differ")
-    dropped |= {r["id"]: why for r in rows if r["status"] == "kept" and (why := control_text(r, tok))}
+    dropped |= {r["id"]: why for r in rows if r["status"] == "kept" and (why := control_text(r, tok, tuple(layouts)))}
     kept = [r for r in rows if r["id"] not in dropped]
     for i in progress(range(0, len(kept), 256), "encoding"):
-        for r, *both in zip(kept[i:i+256], *(encode_rows(kept[i:i+256], tok, layout) for layout in LAYOUTS)):
-            long = [e for e in both if len(e["input_ids"]) > max_length]
+        for r, *made in zip(kept[i:i+256], *(encode_rows(kept[i:i+256], tok, layout) for layout in layouts)):
+            long = [e for e in made if len(e["input_ids"]) > max_length]
             if long and too_long == "error":
                 raise ValueError(f"{long[0]['id']} has {len(long[0]['input_ids'])} tokens, more than max_length={max_length}: raise max_length, or "
                                  "pass too_long='drop'")
             if long: dropped[r["id"]] = f"longer than {max_length} tokens"
-            else: out += both
+            else: out += made
     return out, dropped
 
 # %% ../nbs/03_masking.ipynb #f6e9763f
@@ -728,18 +746,29 @@ def tokenizer_files(
     return [] if is_hub(model) else [f for f in model_files(model) if f.suffix != ".safetensors"]
 
 # %% ../nbs/03_masking.ipynb #83a3f35e
+def _write_scores(folder, cfg: EncodeConfig, score: str): # whole, or not at all; those of a killed run are not made again
+    from mcft.scores import write_scores
+    path = folder/f"scores_{score}.jsonl"
+    if not path.exists(): write_scores(str(path), cfg.model_dir, str(folder/"encoded.jsonl"), score, revision=cfg.revision)
+
 def run_encode(
     cfg: EncodeConfig, # the stage's parameters
 ) -> pd.DataFrame: # funnel: what came in, what was left out and why, what came out
     "Read critiques, write `encoded.jsonl` and `run.json`; a complete run is not made again."
     params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "resume")}
-    run = start_run(cfg.out_dir, "03_masking", params, [cfg.critiques, *tokenizer_files(cfg.model_dir)], cfg.resume)
+    weights = [cfg.model_dir] if cfg.scores and not is_hub(cfg.model_dir) else []
+    inputs = [cfg.critiques, *tokenizer_files(cfg.model_dir), *weights, *([cfg.solutions] if cfg.solutions else [])]
+    run = start_run(cfg.out_dir, "03_masking", params, inputs, cfg.resume)
     if not run.done:
         rows = read_rows(cfg.critiques, "critiques")
-        encoded, dropped = encode_all(rows, load_tokenizer(cfg.model_dir, cfg.revision), cfg.max_length, cfg.too_long)
+        if cfg.control:
+            from mcft.controls import apply_control
+            rows = apply_control(cfg.control, rows, cfg.solutions)
+        encoded, dropped = encode_all(rows, load_tokenizer(cfg.model_dir, cfg.revision), cfg.max_length, cfg.too_long, cfg.layouts)
         if not encoded: raise ValueError(f"{cfg.critiques}: none of the {len(rows)} critiques is left ({dict(Counter(dropped.values()))})")
         write_rows(run.folder/"encoded.jsonl", encoded, "encoded")
+        for score in cfg.scores: _write_scores(run.folder, cfg, score)
         funnel = [("critiques read", len(rows)), *((f"dropped: {why}", -n) for why, n in sorted(Counter(dropped.values()).items())),
-                  ("kept, in two layouts each", len(rows) - len(dropped))]
+                  (f"kept, as {' and '.join(cfg.layouts)}", len(rows) - len(dropped))]
         run.finish(funnel=funnel, dropped=dropped)
     return pd.DataFrame(run_info(run.folder)["funnel"], columns=["step", "rows"])

@@ -7,14 +7,14 @@ __all__ = ['SPLITS', 'N_REGISTERS', 'P_HASTY', 'P_WRONG', 'LAYOUTS', 'BOS', 'EOS
            'SETS', 'BENCHMARKS', 'value_of', 'Problem', 'steps', 'answer_of', 'lines', 'written', 'split_of', 'draw',
            'word', 'read_question', 'hasty', 'wrong_rule', 'slip', 'miscopy', 'Check', 'chain_lines', 'check_chain',
            'critique_text', 'teach', 'corpus_row', 'make_tokenizer', 'encode_turns', 'BaseConfig', 'make_model',
-           'pad_right', 'base_arguments', 'train_base', 'problem_set', 'write_problems', 'dev_scores', 'model_card',
-           'publish_base']
+           'pad_right', 'base_arguments', 'train_base', 'problem_set', 'write_problems', 'reference_solution',
+           'write_solutions', 'dev_scores', 'model_card', 'publish_base']
 
 # %% ../nbs/00_pocket.ipynb #feafb7a2
 import random, re, shutil, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from .core import progress, resolve, run_info, stable_seed, start_run, write_rows
+from .core import progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .format import TAGS, critique_prompt, solution_text, target_text
 
 # %% ../nbs/00_pocket.ipynb #5335f76d
@@ -618,6 +618,25 @@ def write_problems(
     "Write all problem sets into one file."
     size = lambda name: n_train if name == "train" else n_dev if name.startswith("dev_") else n_test
     return write_rows(path, (r for name in SETS for r in problem_set(name, size(name))), "problems")
+
+# %% ../nbs/00_pocket.ipynb #ce649a93
+def reference_solution(
+    question: str, # a pocket question
+    problem_id: str, # names the draw
+) -> dict: # row of solutions: problem_id, reasoning, answer
+    "A right solution, careful or hasty as often as in the corpus."
+    p, rng = read_question(question), random.Random(stable_seed("reference", problem_id))
+    register = next(r for r in range(N_REGISTERS) if word(p, r) == question)
+    trace = hasty(p, rng) if rng.random() < P_HASTY[register] else steps(p)
+    return dict(problem_id=problem_id, reasoning=written(p, trace), answer=str(answer_of(p, steps(p))))
+
+def write_solutions(
+    path: str|Path = "data/pocket/solutions.jsonl.gz", # where to
+    problems: str|Path = "data/pocket/problems.jsonl.gz", # rows of problems
+    split: str = "train", # whose
+) -> int: # rows written
+    "Reference solutions of a split."
+    return write_rows(path, (reference_solution(p["question"], p["id"]) for p in read_rows(problems, "problems") if p["split"] == split), "solutions")
 
 # %% ../nbs/00_pocket.ipynb #689bdfa6
 def dev_scores(

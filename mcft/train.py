@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OPTIMIZERS', 'SCHEDULERS', 'LOADERS', 'REPORTS', 'PARTS', 'SANITY', 'TrainConfig', 'check_config',
-           'mask_spec', 'update_size', 'check_platform', 'pick_rows', 'training_rows', 'split_validation', 'label_rows',
-           'EpochOrder', 'row_parts', 'count_labels', 'check_counts', 'check_share', 'LabelGuard', 'label_nll',
-           'use_label_head', 'part_losses', 'MaskedTrainer', 'TrainLog', 'sft_config', 'reporters', 'check_vocabulary',
-           'load_model', 'quiet', 'TrainData', 'load_data', 'measurements', 'make_trainer', 'overfit', 'check_overfit',
-           'last_state', 'check_state', 'run_params', 'open_run', 'train', 'join', 'launch', 'main', 'summary']
+           'mask_spec', 'update_size', 'check_platform', 'pick_rows', 'draw_critiques', 'main_layout', 'training_rows',
+           'split_validation', 'label_rows', 'EpochOrder', 'row_parts', 'count_labels', 'check_counts', 'check_share',
+           'LabelGuard', 'label_nll', 'use_label_head', 'part_losses', 'MaskedTrainer', 'TrainLog', 'sft_config',
+           'reporters', 'check_vocabulary', 'load_model', 'quiet', 'TrainData', 'load_data', 'measurements',
+           'make_trainer', 'overfit', 'check_overfit', 'last_state', 'check_state', 'run_params', 'open_run',
+           'Snapshots', 'train', 'join', 'launch', 'main', 'summary']
 
 # %% ../nbs/04_train.ipynb #7df76083
 import argparse, json, math, shutil, sys, time
@@ -28,7 +29,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 from .core import append_rows, is_hub, model_files, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes, world_size
-from .masking import (IGNORE, KINDS, PRESETS, MaskPlan, MaskSpec, add_moments, load_tokenizer, mask_band, mask_id, mask_moments, preset, read_scores)
+from .masking import (IGNORE, KINDS, PRESETS, MaskPlan, MaskSpec, load_tokenizer, mask_band, mask_id, mask_moments, preset, read_scores)
 
 # %% ../nbs/04_train.ipynb #eb3f5698
 METHODS = ("sft", "cft", "mcft")
@@ -55,7 +56,8 @@ class TrainConfig:
     mask_scores: str = "" # rows of scores, for every mask_by but random
     mask_preset: str = "" # a named mask of `mcft.masking.PRESETS` in place of the mask_* above
     mix_question_only: float = 0.0 # share of the examples of an epoch that are question-only rows, added to the others
-    n_examples: int|None = None # train on so many rows only (of the method's own layout); None = all
+    n_critiques: int|None = None # train on what was made of so many critiques, drawn by the seed; None = all
+    n_examples: int|None = None # of that, on so many rows only (of the method's own layout); None = all
     val_share: float = 0.0 # share of the questions kept out of training, to measure the loss on
     epochs: int = 3 # passes over the examples (paper: 3)
     max_steps: int = -1 # stop after so many updates; -1 = by epochs
@@ -79,6 +81,7 @@ class TrainConfig:
     seed: int = 0 # order of the examples, draws of the masks, choice of rows
     log_steps: int = 1 # updates between two rows of train_log.jsonl
     save_steps: int = 0 # updates between two resumable states; 0 = none
+    snapshot_steps: int = 0 # updates between two copies of the weights, kept in snapshots/step-N for evaluation; 0 = none
     part_steps: int = 0 # updates between two measurements of the loss by part and of the validation loss; 0 = at the start and the end
     part_rows: int = 24 # training rows the loss by part is measured on; each measurement costs about an update
     sanity_steps: int = 0 # before the run: so many updates on one batch must overfit (20 will do); 0 = not tried
@@ -116,6 +119,8 @@ def _check_together(cfg): # fields that exclude each other
         raise ValueError(f"save_steps={cfg.save_steps} is no multiple of log_steps={cfg.log_steps}: a resumed log would differ from an unbroken one")
     if cfg.sanity_steps and cfg.num_processes > 1:
         raise ValueError(f"sanity_steps={cfg.sanity_steps} tries one batch on one device: run it with num_processes=1 first, then leave it out")
+    if cfg.snapshot_steps and cfg.strategy != "ddp":
+        raise ValueError(f"snapshot_steps={cfg.snapshot_steps} with strategy={cfg.strategy!r}: weights in shards are not copied on the way; use ddp, or leave it out")
     if cfg.strategy != "ddp" and cfg.num_processes == 1:
         raise ValueError(f"strategy={cfg.strategy!r} shards over several devices, but num_processes is 1: raise num_processes, or leave strategy='ddp'")
 
@@ -129,13 +134,14 @@ def check_config(
         if (v := getattr(cfg, name)) not in values: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(values)}")
     for name in ("epochs", "batch_size", "grad_accumulation", "num_processes", "log_steps", "part_rows", "max_length"):
         if not isinstance(v := getattr(cfg, name), int) or v < 1: raise ValueError(f"{name} is {v!r}, expected a whole number from 1")
-    for name in ("save_steps", "part_steps", "sanity_steps", "warmup", "weight_decay", "threads"):
+    for name in ("save_steps", "snapshot_steps", "part_steps", "sanity_steps", "warmup", "weight_decay", "threads"):
         if (v := getattr(cfg, name)) < 0: raise ValueError(f"{name} is {v!r}, expected 0 or more")
     if not 0 < cfg.lr < 1: raise ValueError(f"lr is {cfg.lr!r}, expected a number between 0 and 1 (the paper's is 5e-5)")
     if not 0 <= cfg.val_share < 1: raise ValueError(f"val_share is {cfg.val_share!r}, expected a share of the questions from 0 to below 1")
     if not 0 <= cfg.mix_question_only < 1:
         raise ValueError(f"mix_question_only is {cfg.mix_question_only!r}, expected a share from 0 to below 1; method='sft' has nothing else")
-    if cfg.n_examples is not None and cfg.n_examples < 1: raise ValueError(f"n_examples is {cfg.n_examples!r}, expected 1 or more, or None for all")
+    for name in ("n_critiques", "n_examples"):
+        if (v := getattr(cfg, name)) is not None and v < 1: raise ValueError(f"{name} is {v!r}, expected 1 or more, or None for all")
     if cfg.max_steps != -1 and cfg.max_steps < 1: raise ValueError(f"max_steps is {cfg.max_steps!r}, expected 1 or more, or -1 to go by epochs")
     _check_together(cfg); _check_mask(cfg)
 
@@ -182,12 +188,33 @@ def pick_rows(
     if not order: raise ValueError("no question-only rows to pick from: encode both layouts in stage 03")
     return [order[i % len(order)] for i in range(n)]
 
+def draw_critiques(
+    rows: list[dict], # encoded rows
+    n: int, # critiques
+    seed: int, # of the run
+) -> list[dict]: # their rows in every layout, in file order
+    "The rows of the first critiques in the order of a hash of seed and id: more contain fewer."
+    name = lambda r: r["id"].rpartition(":")[0]
+    order = sorted({name(r) for r in rows}, key=lambda x: stable_seed("draw", seed, x))
+    if n > len(order): raise ValueError(f"n_critiques is {n}, but the file holds {len(order)}: ask for fewer, or None for all")
+    drawn = set(order[:n])
+    return [r for r in rows if name(r) in drawn]
+
+def main_layout(
+    rows: list[dict], # encoded rows
+    method: str, # sft, cft or mcft
+) -> str: # question, critique or comment
+    "The layout that a method trains on."
+    if method == "sft": return "question"
+    return "comment" if not any(r["layout"] == "critique" for r in rows) and any(r["layout"] == "comment" for r in rows) else "critique"
+
 def training_rows(
-    rows: list[dict], # encoded rows of both layouts
+    rows: list[dict], # encoded rows of several layouts
     cfg: TrainConfig, # a run's parameters
 ) -> list[dict]: # what one epoch goes through
     "The rows of the method's layout, with question-only rows added."
-    layout = "question" if cfg.method == "sft" else "critique"
+    layout = main_layout(rows, cfg.method)
+    if cfg.n_critiques: rows = draw_critiques(rows, cfg.n_critiques, cfg.seed)
     main, questions = ([r for r in rows if r["layout"] == name] for name in (layout, "question"))
     if not main:
         raise ValueError(f"{cfg.encoded}: no row of layout {layout!r} among {len(rows)}, which method={cfg.method!r} needs: run stage 03 again")
@@ -581,7 +608,7 @@ def load_data(
 ) -> TrainData: # checked
     "Read rows and scores, hold out questions, choose the method's rows."
     rows, val = split_validation(read_rows(cfg.encoded, "encoded"), cfg.val_share)
-    layout = "question" if cfg.method == "sft" else "critique"
+    layout = main_layout(rows, cfg.method)
     scores = read_scores(cfg.mask_scores, mask_spec(cfg)) if cfg.mask_scores else None
     return TrainData(training_rows(rows, cfg), [r for r in val if r["layout"] == layout], scores)
 
@@ -689,7 +716,7 @@ def run_params(
     cfg: TrainConfig, # a run's parameters
 ) -> dict: # what goes into the run key
     "Everything that changes the weights or the log; None is resolved, and an update is an update however it is spread."
-    apart = ("out_dir", "save_steps", "resume", "report_to", "sanity_steps", "batch_size", "grad_accumulation", "num_processes", "strategy")
+    apart = ("out_dir", "save_steps", "snapshot_steps", "resume", "report_to", "sanity_steps", "batch_size", "grad_accumulation", "num_processes", "strategy")
     params = {k: v for k, v in asdict(cfg).items() if k not in apart}
     return {**params, "mask_rate": mask_spec(cfg).rate, "update_size": update_size(cfg)}
 
@@ -701,6 +728,16 @@ def open_run(
     scores = [cfg.mask_scores] if cfg.mask_scores else []
     return start_run(cfg.out_dir, "04_train", run_params(cfg), [*here, cfg.encoded, *scores], cfg.resume)
 
+# %% ../nbs/04_train.ipynb #688bc81b
+class Snapshots(TrainerCallback):
+    "Copies of model and tokenizer every so many updates; the end is the checkpoint itself."
+    def __init__(self, run, tok, every: int): self.run, self.tok, self.every = run, tok, every # every: updates; 0 = never
+
+    def on_step_end(self, args, state, control, model=None, **kw):
+        if not self.every or state.global_step % self.every or state.global_step >= state.max_steps or not is_main(): return
+        at = replace(self.run, folder=self.run.folder/"snapshots"/f"step-{state.global_step}", params={**self.run.params, "step": state.global_step})
+        model.save_pretrained(at.folder); self.tok.save_pretrained(at.folder); at.finish(steps=state.global_step)
+
 # %% ../nbs/04_train.ipynb #49821e18
 def train(
     cfg: TrainConfig, # a run's parameters
@@ -708,14 +745,14 @@ def train(
 ) -> dict: # contents of run.json
     "Train, or say what a complete run of the same key says."
     if cfg.num_processes > 1 and not launched(): return launch(cfg)
-    cpu = check_platform(cfg); started = join(cfg, cpu)
+    cpu = check_platform(cfg); join(cfg, cpu)
     run = from_main(lambda: open_run(cfg))
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):
         data, tok = load_data(cfg), load_tokenizer(cfg.model_dir, cfg.revision)
         if cfg.sanity_steps: check_overfit(overfit(cfg, data, load_model(cfg, data.rows, tok).to("cpu" if cpu else "cuda"), tok))
         model = load_model(cfg, data.rows, tok)
-        trainer = make_trainer(cfg, data, model, tok, run.folder, callbacks=list(callbacks))
+        trainer = make_trainer(cfg, data, model, tok, run.folder, callbacks=[Snapshots(run, tok, cfg.snapshot_steps), *callbacks])
         t0 = time.perf_counter(); state = from_main(lambda: last_state(run.folder, run.key)); check_state(state, model)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
         wall = time.perf_counter() - t0
@@ -777,11 +814,12 @@ def summary(
     losses = [r["loss"] for r in log if "loss" in r]
     done = trainer.state.global_step - (int(state.name.split("-")[1]) if state else 0)
     tokens = sum(len(r["input_ids"]) for r in rows)/len(rows)*done*trainer.order.batch
+    on = sum(np.count_nonzero(np.asarray(y) != IGNORE) for y in trainer.train_dataset["labels"])/trainer.order.draws
     last = lambda prefix: {k: v for k, v in log[-1].items() if k.startswith(prefix)}
     how = {k: getattr(cfg, k) for k in ("num_processes", "strategy", "batch_size", "grad_accumulation")}
     return dict(n_rows=len(rows), n_question_rows=sum(r["layout"] == "question" for r in rows), n_val_rows=len(data.val), steps=trainer.state.global_step,
                 resumed_at=trainer.state.global_step - done or None, loss_first=losses[0], loss_last=float(np.mean(losses[-10:])),
-                mask_share=masked/n if n else None, parts=last("loss_"), val=last("val_"), **how,
+                n_loss_tokens=round(on*trainer.state.epoch), mask_share=masked/n if n else None, parts=last("loss_"), val=last("val_"), **how,
                 train_seconds=round(wall, 1), tokens_per_second=round(tokens/wall), compute_share=round((trainer.busy + trainer.log_rows.opt)/wall, 3),
                 guard_share=round(trainer.guard.seconds/wall, 4), device="cpu" if trainer.args.use_cpu else torch.cuda.get_device_name(0))
 
