@@ -9,9 +9,9 @@ __all__ = ['ARCHS', 'BYTES', 'OPTIMIZER_BYTES', 'DEVICES', 'MEASURED', 'Arch', '
 
 # %% ../nbs/12_costs.ipynb #1f91afc0
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from .core import read_rows, resolve, run_info
+from .core import resolve, run_info
 
 # %% ../nbs/12_costs.ipynb #0f289471
 @dataclass(frozen=True)

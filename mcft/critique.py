@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['VERSION', 'UNITS', 'JUDGE', 'REWRITE', 'FORM', 'GOLD', 'PAGE', 'REPAIR', 'MATHS', 'TEACHERS', 'Prompt', 'numbered',
            'messages', 'Checks', 'Fault', 'reject_rollout', 'repetition', 'scripts', 'foreign', 'refuses', 'mentions',
-           'copied', 'answers_match', 'read_reply', 'judge_parts', 'Asking', 'messages_of', 'conversation',
-           'critique_row', 'funnel', 'Guess', 'estimate', 'TeacherConfig', 'make_teacher', 'CritiqueConfig',
-           'show_estimate', 'run_critique']
+           'copied', 'read_reply', 'judge_parts', 'Asking', 'messages_of', 'conversation', 'critique_row', 'funnel',
+           'Guess', 'estimate', 'TeacherConfig', 'make_teacher', 'CritiqueConfig', 'show_estimate', 'run_critique']
 
 # %% ../nbs/02_critique.ipynb #821c0981
 import functools, json, re, unicodedata
@@ -16,12 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Iterable
 import pandas as pd
-from .core import progress, resolve, run_key, start_run, write_rows
+from .core import progress, run_key, start_run, stream_rows, write_rows
 from .figures import plot_funnel, save_figure
 from .format import INSTRUCTION, critique_prompt, parse_target
 from .generate import text_hash
-from .grading import extract_boxed, grade
-from .teacher import Ask, Book, Endpoint, Limits, OpenAITeacher, Reply, StudentTeacher, SymbolicTeacher, Teacher, TeacherStop, price_of, stream_rows
+from .grading import answers_match, extract_boxed
+from .teacher import Ask, Book, Endpoint, Limits, OpenAITeacher, Reply, StudentTeacher, SymbolicTeacher, Teacher, TeacherStop, price_of
 
 # %% ../nbs/02_critique.ipynb #9793ce61
 VERSION = 1 # of the wording; the digest follows by itself
@@ -185,14 +184,6 @@ def copied(
     return sum(r in b for r in runs)/len(runs) if n*len(runs) < 10_000 else len(runs & {b[i:i+n] for i in range(len(b)-n+1)})/len(runs)
 
 # %% ../nbs/02_critique.ipynb #9ca74d12
-@functools.lru_cache(4096)
-def answers_match(
-    answer: str, # content of a box
-    gold: str, # reference answer
-) -> bool:
-    "Equal by the grader `symbolic`."
-    return grade([f"\\boxed{{{answer}}}"], [gold], graders=("symbolic",))["symbolic"][0] == "right"
-
 def read_reply(
     reply: Reply, # of a teacher
 ) -> dict: # critique, reasoning, answer

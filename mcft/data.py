@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['LOOP', 'take_problems', 'read_table', 'full_revision', 'read_hub', 'map_columns', 'load_questions', 'Draws',
-           'different', 'loop_length', 'rollout_rows', 'draw_rollouts', 'keep_different', 'question_table',
-           'rollout_table', 'estimate', 'DataConfig', 'questions_of', 'run_data']
+           'by_problem', 'different', 'loop_length', 'rollout_rows', 'draw_rollouts', 'keep_different',
+           'question_table', 'rollout_table', 'estimate', 'DataConfig', 'questions_of', 'run_data']
 
 # %% ../nbs/01_data.ipynb #c15309e1
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import pandas as pd
-from .core import append_rows, check_row, model_files, read_rows, resolve, stable_seed, start_run, write_rows
+from .core import append_rows, check_row, is_hub, model_files, read_rows, resolve, stable_seed, start_run, write_rows
 from .grading import extract_boxed, grade
 from .generate import BackendConfig, Prompt, Sampling, TRANSPORT, make_backend
 
@@ -102,8 +102,7 @@ def load_questions(
 ) -> list[dict]: # rows of `problems`, all splits of an artifact
     "Questions from wherever they are."
     if not columns: return read_rows(source, "problems")
-    is_file = resolve(source).is_file() or source.endswith((".parquet", ".csv", ".jsonl", ".gz")) or source.count("/") != 1
-    if is_file: return map_columns(read_table(source), columns, Path(source).name, split)
+    if not is_hub(source) or source.endswith((".parquet", ".csv", ".jsonl", ".gz")): return map_columns(read_table(source), columns, Path(source).name, split)
     full = full_revision(source, revision)
     return map_columns(read_hub(source, split, full), columns, f"{source}@{full[:12]}", split)
 
@@ -122,6 +121,14 @@ class Draws:
     def round(self, k: int, n: int) -> Sampling: # k = 0, 1, ...; n completions per prompt
         "Settings of a round; the seed of round 0 is the one given."
         return replace(self.sampling, n=n, seed=self.sampling.seed if k == 0 else stable_seed("round", self.sampling.seed, k) % 2**31)
+
+def by_problem(
+    rows: list[dict], # draws
+) -> dict: # problem id -> its draws, in order
+    "Draws of one question together."
+    by = {}
+    for r in rows: by.setdefault(r["problem_id"], []).append(r)
+    return by
 
 def different(
     rows: list[dict], # draws of one question
@@ -167,8 +174,7 @@ def _missing(
     draws: list[dict], # of the rounds before
     n: int, # different rollouts wanted
 ) -> dict: # problem index -> (draws so far, different rollouts missing), only where some are missing
-    by = {}
-    for r in draws: by.setdefault(r["problem_id"], []).append(r)
+    by = by_problem(draws)
     rows = [by.get(p["id"], []) for p in problems]
     return {i: (len(d), n - len(different(d))) for i, d in enumerate(rows) if len(different(d)) < n}
 
@@ -204,9 +210,7 @@ def keep_different(
     n: int, # at most so many of each problem
 ) -> list[dict]: # rows of `rollouts`
     "The first `n` different draws of each problem."
-    by = {}
-    for r in rows: by.setdefault(r["problem_id"], []).append(r)
-    return [r for d in by.values() for r in different(d)[:n]]
+    return [r for d in by_problem(rows).values() for r in different(d)[:n]]
 
 # %% ../nbs/01_data.ipynb #1229ae26
 def question_table(
@@ -215,14 +219,13 @@ def question_table(
     n: int, # different rollouts wanted
 ) -> pd.DataFrame: # one row per question
     "How often each question was asked, and what came of it."
-    by = {p["id"]: [] for p in problems}
-    for r in draws: by[r["problem_id"]].append(r)
+    by = by_problem(draws)
     def row(p, d):
         first, kept = [r for r in d if r["round"] == 0], different(d)[:n]
         return dict(problem_id=p["id"], family=p["family"], draws=len(d), rounds=max(r["round"] for r in d)+1, rollouts=len(kept), missing=n-len(kept),
                     pass_rate=round(sum(r["is_correct"] for r in first)/len(first), 4), right=sum(r["is_correct"] for r in kept),
                     cut_off=sum(r["finish_reason"] == "length" for r in kept), repetitive=sum(r["is_repetitive"] for r in kept))
-    return pd.DataFrame([row(p, by[p["id"]]) for p in problems if by[p["id"]]])
+    return pd.DataFrame([row(p, by[p["id"]]) for p in problems if p["id"] in by])
 
 # %% ../nbs/01_data.ipynb #7d523d9a
 def rollout_table(

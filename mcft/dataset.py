@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset, Features, Value, disable_progress_bars
 from huggingface_hub import DatasetCardData, HfApi
-from .core import read_rows, resolve, run_info, start_run, versions
+from .core import join_sources, read_rows, resolve, run_info, start_run, versions
 from .format import target_text
 from .overlap import OverlapConfig, overlap, read_benchmarks
 
@@ -56,13 +56,9 @@ def dataset_rows(
 ) -> list[dict]: # one per kept critique, with the fields of `FEATURES`
     "Join what a reader of the data needs."
     rates = pass_rates(rollouts) if rates is None else rates
-    by_r, by_p, out = {r["id"]: r for r in rollouts}, {p["id"]: p for p in problems}, []
-    for c in critiques:
-        if c["status"] != "kept": continue
-        if c["rollout_id"] not in by_r or c["problem_id"] not in by_p:
-            raise ValueError(f"critique {c['id']!r} has no rollout or no problem here: pass the files its run used")
+    out = []
+    for c, r, p in join_sources([c for c in critiques if c["status"] == "kept"], rollouts, problems):
         target_text(c["critique"], c["reasoning"], c["answer"])
-        r, p = by_r[c["rollout_id"]], by_p[c["problem_id"]]
         row = dict(c, source=p["source"], family=p["family"], level=p["level"], pass_rate=rates[p["id"]],
                    rollout_is_right=r["is_correct"], student=r["model"], student_revision=r["revision"])
         out.append({k: row[k] for k in FEATURES})

@@ -10,7 +10,6 @@ __all__ = ['STRATEGIES', 'accelerate_config', 'launch_command', 'world_size', 'i
 import os, signal, subprocess, sys
 from collections import deque
 from pathlib import Path
-import torch
 from .core import resolve
 
 # %% ../nbs/00_devices.ipynb #c45321ce

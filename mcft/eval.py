@@ -11,11 +11,11 @@ __all__ = ['PUBLIC', 'JUDGES', 'ARM', 'METRICS', 'RUN_FIELDS', 'TITLES', 'ABSENT
 # %% ../nbs/05_eval.ipynb #b1b4970b
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import append_rows, arm_name, is_hub, model_files, read_rows, resolve, run_info, run_key, start_run, write_rows
+from .core import Run, append_rows, arm_name, is_hub, model_files, read_rows, resolve, run_info, run_key, start_run, write_rows
 from .generate import BackendConfig, Prompt, Sampling, TRANSPORT, make_backend
 from .grading import disagreements, extract_boxed, grade
-from .released import BENCHMARKS, MODELS, RUNS, benchmark_problems, fill, paper_rows
-from .stats import bootstrap, compare_paired, holm, maj_at_k, mdd_table, pass_at_k, wilson
+from .released import BENCHMARKS, MODELS, RUNS, benchmark_problems, paper_rows
+from .stats import bootstrap, compare_paired, holm, maj_at_k, pass_at_k, wilson
 
 # %% ../nbs/05_eval.ipynb #d657b42c
 PUBLIC = "benchmarks" # `problems` with this value: the paper's four benchmarks
@@ -214,20 +214,20 @@ def read_arm(
     return dict(run=name, **{k: p[k] for k in (*ARM, "seed")})
 
 # %% ../nbs/05_eval.ipynb #bbc63c07
-def _key_parts(cfg: EvalConfig) -> tuple[dict, list]: # parameters and input files that change an answer
+def _key_parts(cfg: EvalConfig) -> tuple: # parameters and input files that change an answer; public problems, None: a file has them
     params = {k: v for k, v in vars(cfg).items() if k not in ("model_dir", "problems", "out_dir", "resume")}
     params["backend_options"] = {k: v for k, v in cfg.backend_options.items() if k not in TRANSPORT}
     params["arm"] = read_arm(cfg.model_dir, cfg.backend)
     d, inputs = resolve(cfg.model_dir), []
     if not d.is_dir(): params["model"] = cfg.model_dir
     else: inputs += model_files(d)
-    if cfg.problems == PUBLIC: params["problems"] = run_key(rows=load_problems(PUBLIC, cfg.benchmarks))
-    else: inputs.append(cfg.problems)
-    return params, inputs
+    if cfg.problems != PUBLIC: return params, inputs + [cfg.problems], None
+    public = load_problems(PUBLIC, cfg.benchmarks)
+    return dict(params, problems=run_key(rows=public)), inputs, public
 
-def _respond(cfg: EvalConfig, problems: list[dict], params: dict, inputs: list, backend) -> tuple[list[dict], dict]: # responses, and who answered
-    asked = {k: v for k, v in params.items() if k != "graders"}
-    run = start_run(resolve(cfg.out_dir)/"responses", "05_eval", asked, inputs, cfg.resume); path = run.folder/"responses.jsonl"
+def _respond(cfg: EvalConfig, problems: list[dict], judged: Run, inputs: list, backend) -> tuple[list[dict], dict]: # responses, and who answered
+    asked = {k: v for k, v in judged.params.items() if k != "graders"}
+    run = start_run(judged.folder/"responses", "05_eval", asked, inputs, cfg.resume, judged.inputs); path = run.folder/"responses.jsonl"
     if run.done: return _in_order(path, problems, cfg), run_info(run.folder)["model"]
     backend = backend or backend_of(cfg)
     responses = respond_all(path, problems, backend, cfg)
@@ -238,11 +238,11 @@ def evaluate(
     backend=None, # a `mcft.generate.Backend`; None = the one that `cfg` names
 ) -> dict: # contents of run.json, with `scores` by benchmark
     "Ask, grade, count; a complete folder is returned as it is, a half-done one goes on."
-    params, inputs = _key_parts(cfg)
+    params, inputs, public = _key_parts(cfg)
     run = start_run(cfg.out_dir, "05_eval", params, inputs, cfg.resume)
     if run.done: return run_info(run.folder)
-    problems = pick_problems(load_problems(cfg.problems, cfg.benchmarks), cfg.benchmarks, cfg.n_problems)
-    responses, model = _respond(cfg, problems, params, inputs, backend)
+    problems = pick_problems(load_problems(cfg.problems) if public is None else public, cfg.benchmarks, cfg.n_problems)
+    responses, model = _respond(cfg, problems, run, inputs, backend)
     verdicts = verdict_rows(responses, {p["id"]: p["answer"] for p in problems}, cfg.graders)
     write_rows(run.folder/"verdicts.jsonl", verdicts, "verdicts")
     names = list(dict.fromkeys(p["split"] for p in problems))

@@ -18,22 +18,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
-from .core import is_hub, progress, resolve, sha256_file, stable_seed
+from .core import model_source, progress, resolve, sha256_file, stable_seed
 
 # %% ../nbs/00_generate.ipynb #95f16d60
-def _source(path: str|Path) -> str: # what `from_pretrained` takes: an existing folder, or a hub id
-    local = resolve(path)
-    if not local.is_dir() and not is_hub(str(path)):
-        raise FileNotFoundError(f"no checkpoint at {local}: train one (stage 04), or use data/pocket/base; a model of the hub is named org/name")
-    return str(local if local.is_dir() else path)
-
 def load_tokenizer(
     path: str|Path, # a checkpoint folder, from the repository root; or a hub id such as "org/name"
     revision: str = "", # of a hub id: branch, tag or commit; "" = as found
 ): # tokenizer with left padding
     "Load the tokenizer of a checkpoint; foreign code is never run."
     from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(_source(path), padding_side="left", revision=revision or "main", trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(model_source(path, "checkpoint"), padding_side="left", revision=revision or "main", trust_remote_code=False)
 
 def load(
     path: str|Path, # a checkpoint folder, from the repository root; or a hub id such as "org/name"
@@ -43,7 +37,7 @@ def load(
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
-    disable_progress_bar(); source = _source(path)
+    disable_progress_bar(); source = model_source(path, "checkpoint")
     if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
         raise FileNotFoundError(f"{source} holds no *.safetensors: the run that should write it is not complete; run it again")
     tok = load_tokenizer(path, revision)
@@ -357,7 +351,7 @@ class VllmBackend:
             raise ImportError("back end 'vllm' needs the package vllm, which is not installed here: `pip install vllm` on a machine with a GPU, or use "
                               "the back end 'transformers' or 'openai'") from e
         self.who = dict(backend="vllm", model=cfg.model, revision=weights_revision(cfg.model, cfg.revision))
-        self.llm = LLM(model=_source(cfg.model), revision=cfg.revision or None, **{**cfg.engine, **ENGINE})
+        self.llm = LLM(model=model_source(cfg.model, "checkpoint"), revision=cfg.revision or None, **{**cfg.engine, **ENGINE})
         self.tok = self.llm.get_tokenizer()
         defaults = self.llm.get_default_sampling_params()
         self.ends = sorted({self.tok.eos_token_id, *(defaults.stop_token_ids or [])})

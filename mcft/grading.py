@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['GRADERS', 'REASONS', 'VERDICT_FIELDS', 'extract_boxed', 'normalise', 'grade_strict', 'verify_text', 'serve', 'Worker',
-           'close_workers', 'grade', 'disagreements', 'verdict_facts']
+           'close_workers', 'grade', 'answers_match', 'disagreements', 'verdict_facts']
 
 # %% ../nbs/00_grading.ipynb #7cf6c3b3
-import atexit, hashlib, json, logging, os, re, select, signal, subprocess, sys, threading, time
+import atexit, functools, hashlib, json, logging, os, re, select, signal, subprocess, sys, threading, time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from .core import progress, resolve
+from .core import progress
 
 # %% ../nbs/00_grading.ipynb #bb2a796c
 _token = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s$\\{}]{1,64}))?|\\.|[{}]", re.S)
@@ -304,6 +304,15 @@ def grade(
         found = _grade_jobs(asked, timeout, workers or _cores()) if asked else {}
         out[g] = [k or found[g, t, y] for t, y, k in zip(texts, golds, known)]
     return pd.DataFrame(out, columns=graders)
+
+# %% ../nbs/00_grading.ipynb #dc6f5ab9
+@functools.lru_cache(4096)
+def answers_match(
+    answer: str, # content of a box
+    gold: str, # reference answer
+) -> bool:
+    "Equal by the grader `symbolic`."
+    return grade([_boxed(answer)], [gold], "symbolic").symbolic[0] == "right"
 
 # %% ../nbs/00_grading.ipynb #ab653eb2
 REASONS = {

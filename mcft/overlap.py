@@ -7,11 +7,11 @@ __all__ = ['NUMBERS', 'words', 'ngrams', 'nearest', 'overlap', 'worst_pairs', 'O
            'read_benchmarks', 'report']
 
 # %% ../nbs/00_overlap.ipynb #5e63f376
-import json, re, unicodedata
+import re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, asdict
 from pathlib import Path
-from .core import progress, read_rows, resolve, start_run
+from .core import progress, read_rows, start_run
 
 # %% ../nbs/00_overlap.ipynb #3ad97c90
 NUMBERS = ("keep", "mask")
@@ -56,8 +56,28 @@ def nearest(
     return pd.DataFrame(rows, columns=["problem", "train", "shared", "exact", "n_words"])
 
 # %% ../nbs/00_overlap.ipynb #f313bf0c
-def _named(benchmarks) -> dict: # name -> questions; a bare list is one benchmark
-    return benchmarks if isinstance(benchmarks, dict) else {"benchmark": list(benchmarks)}
+def _compare(train_questions, benchmarks, n: int, numbers: str) -> dict: # name -> (questions, what `nearest` finds of them); a bare list is one benchmark
+    named = benchmarks if isinstance(benchmarks, dict) else {"benchmark": list(benchmarks)}
+    return {name: (questions, nearest(train_questions, questions, n, numbers)) for name, questions in named.items()}
+
+def _counts(found: dict, n: int, numbers: str): # DataFrame, as `overlap`; found: from `_compare`
+    import pandas as pd
+    rows = []
+    for name, (questions, d) in found.items():
+        if not questions: raise ValueError(f"benchmark {name!r} has no questions")
+        seen = (d.shared > 0) | d.exact
+        rows.append(dict(benchmark=name, n=n, numbers=numbers, problems=len(d), short=int((d.n_words < n).sum()), exact=int(d.exact.sum()),
+                         hits=int((d.shared > 0).sum()), share=round(float(seen.mean()), 4)))
+    return pd.DataFrame(rows)
+
+def _pairs(found: dict, train_questions: list[str], top: int): # DataFrame, as `worst_pairs`; found: from `_compare`
+    import pandas as pd
+    out = []
+    for name, (questions, d) in found.items():
+        d = d[d.train >= 0].sort_values(["exact", "shared"], ascending=False, kind="stable").head(top)
+        out += [dict(benchmark=name, problem=r.problem, train=r.train, shared=round(r.shared, 4), exact=r.exact, question=questions[r.problem],
+                     train_question=train_questions[r.train]) for r in d.itertuples()]
+    return pd.DataFrame(out, columns=["benchmark", "problem", "train", "shared", "exact", "question", "train_question"])
 
 def overlap(
     train_questions: list[str], # text
@@ -66,15 +86,7 @@ def overlap(
     numbers: str = "keep", # or "mask"
 ): # DataFrame: benchmark, n, numbers, problems, short, exact, hits, share (of problems that hit or are exact)
     "How many problems of each benchmark training has seen, by shared runs of n words."
-    import pandas as pd
-    rows = []
-    for name, questions in _named(benchmark_questions).items():
-        if not questions: raise ValueError(f"benchmark {name!r} has no questions")
-        d = nearest(train_questions, questions, n, numbers)
-        seen = (d.shared > 0) | d.exact
-        rows.append(dict(benchmark=name, n=n, numbers=numbers, problems=len(d), short=int((d.n_words < n).sum()), exact=int(d.exact.sum()),
-                         hits=int((d.shared > 0).sum()), share=round(float(seen.mean()), 4)))
-    return pd.DataFrame(rows)
+    return _counts(_compare(train_questions, benchmark_questions, n, numbers), n, numbers)
 
 def worst_pairs(
     train_questions: list[str], # text
@@ -84,14 +96,7 @@ def worst_pairs(
     top: int = 5, # pairs per benchmark
 ): # DataFrame: benchmark, problem, train, shared, exact, question, train_question
     "The problems that share most with a training question, beside it."
-    import pandas as pd
-    out = []
-    for name, questions in _named(benchmark_questions).items():
-        d = nearest(train_questions, questions, n, numbers)
-        d = d[d.train >= 0].sort_values(["exact", "shared"], ascending=False, kind="stable").head(top)
-        out += [dict(benchmark=name, problem=r.problem, train=r.train, shared=round(r.shared, 4), exact=r.exact, question=questions[r.problem],
-                     train_question=train_questions[r.train]) for r in d.itertuples()]
-    return pd.DataFrame(out, columns=["benchmark", "problem", "train", "shared", "exact", "question", "train_question"])
+    return _pairs(_compare(train_questions, benchmark_questions, n, numbers), train_questions, top)
 
 # %% ../nbs/00_overlap.ipynb #1ac83054
 @dataclass(frozen=True)
@@ -138,8 +143,9 @@ def report(
     if run.done: return pd.read_csv(run.folder/"overlap.csv")
     train, benchmarks = read_questions(cfg.train, cfg.train_split), read_benchmarks(cfg)
     jobs = [(n, numbers) for n in cfg.ns for numbers in NUMBERS]
-    table = pd.concat([overlap(train, benchmarks, *job) for job in progress(jobs, "comparing")], ignore_index=True)
-    pairs = pd.concat([worst_pairs(train, benchmarks, n, top=cfg.top).assign(n=n) for n in cfg.ns], ignore_index=True)
+    found = {job: _compare(train, benchmarks, *job) for job in progress(jobs, "comparing")}
+    table = pd.concat([_counts(found[job], *job) for job in jobs], ignore_index=True)
+    pairs = pd.concat([_pairs(found[n, "keep"], train, cfg.top).assign(n=n) for n in cfg.ns], ignore_index=True)
     table.to_csv(run.folder/"overlap.csv", index=False, lineterminator="\n")
     pairs.to_csv(run.folder/"overlap_pairs.csv", index=False, lineterminator="\n")
     run.finish(n_train=len(train), n_problems={b: len(qs) for b, qs in benchmarks.items()})

@@ -20,10 +20,10 @@ import pandas as pd
 from fastcore.basics import patch
 from latex2mathml.converter import convert_to_element
 from statsmodels.stats.inter_rater import cohens_kappa
-from .core import append_rows, read_rows, resolve, start_run, write_rows
+from .core import append_rows, join_sources, read_rows, resolve, start_run, write_rows
 from .format import TAGS, parse_target, target_text
 from .generate import text_hash
-from .grading import grade
+from .grading import answers_match
 from .pocket import check_chain
 
 # %% ../nbs/09_review.ipynb #13d2815f
@@ -123,12 +123,8 @@ def review_rows(
     problems: list[dict], # rows of `problems`
 ) -> list[dict]: # one per critique, in order
     "Critiques with what a reader must know beside them."
-    by_r, by_p = {r["id"]: r for r in rollouts}, {p["id"]: p for p in problems}
-    if lost := [c["id"] for c in critiques if c["rollout_id"] not in by_r or c["problem_id"] not in by_p]:
-        raise ValueError(f"critique {lost[0]!r} has no rollout or no problem here: pass the files its run used")
     out = []
-    for c in critiques:
-        r, p = by_r[c["rollout_id"]], by_p[c["problem_id"]]
+    for c, r, p in join_sources(critiques, rollouts, problems):
         step, by = first_wrong(c["question"], c["rollout"], c["critique"]); tags = "-step-" in c["prompt"]
         if tags and by == "recomputed": step += next((i for i, t in enumerate(steps_of(c["rollout"], tags)) if t != "<think>"), 0)
         out.append(dict({k: c[k] for k in ("id", "question", "rollout", *EDITED, "status", "reason", "teacher")}, gold=p["answer"], family=p["family"],
@@ -227,8 +223,7 @@ def check_text(
     "Why a text cannot be a target."
     try: parse_target(target_text(*(parts[k] for k in EDITED)))
     except ValueError as e: return str(e).split(":")[0]
-    right = grade([f"\\boxed{{{parts['answer']}}}"], [gold], graders=("symbolic",))["symbolic"][0] == "right"
-    return "" if right else "wrong answer"
+    return "" if answers_match(parts["answer"], gold) else "wrong answer"
 
 def settle(
     c: dict, # row of `critiques`

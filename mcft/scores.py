@@ -8,7 +8,8 @@ __all__ = ['SCORES', 'target_spans', 'outcome_tokens', 'token_losses', 'loss_sco
 
 # %% ../nbs/00_scores.ipynb #033eb95d
 import numpy as np
-from .core import is_hub, progress, read_rows, resolve, write_rows
+from .core import model_source, progress, read_rows, write_rows
+from .generate import load
 
 # %% ../nbs/00_scores.ipynb #b3c619ca
 SCORES = ("loss", "step", "critical")
@@ -138,11 +139,8 @@ def write_scores(
     revision: str = "", # of a model on the hub: branch, tag or commit; "" = the newest
 ) -> int: # rows written
     "Score every example of a file."
-    from transformers import AutoModelForCausalLM
     rows = read_rows(encoded, "encoded")
-    if not is_hub(model_dir) and not resolve(model_dir).is_dir(): raise FileNotFoundError(f"no model at {resolve(model_dir)}: pass a folder, or org/model")
-    source, safe = model_dir if is_hub(model_dir) else resolve(model_dir), dict(trust_remote_code=False, use_safetensors=True)
-    model = AutoModelForCausalLM.from_pretrained(source, revision=revision or "main", **safe).eval()
+    model, _ = load(model_source(model_dir), revision)
     if (top := max(max(r["input_ids"]) for r in rows)) >= model.config.vocab_size:
         raise ValueError(f"{encoded} holds token {top}, but {model_dir} has {model.config.vocab_size}: encode with that model's tokenizer, or "
                          "score with the student")

@@ -1,48 +1,19 @@
 """Grading speed: `symbolic` against `full_text` on the released responses, and what the pool of workers costs."""
-import json, os, random
-from functools import cache
+import os, random
 from importlib.metadata import version
-from pathlib import Path
 
 from math_verify import LatexExtractionConfig, parse, verify
 
-from mcft.grading import grade, verdict_facts
-from mcft.released import data_dir, paper_rows, read_manifest, read_verified
+from mcft.grading import grade
+from mcft.released import read_responses
 from measure.rows import bench_row, paired
 
-KEYS = ['run', 'benchmark', 'settings', 'problem_id', 'sample']
 MATH_VERIFY = f'math-verify {version("math-verify")}'
-
-
-def _texts(entry: dict, data: bytes):
-    "(key, text) of every response of a file."
-    for i, r in enumerate(json.loads(line) for line in data.decode().splitlines() if line.strip()):
-        for s, text in enumerate(r['generated_responses']):
-            yield (Path(entry['path']).parent.name, entry['benchmark'], entry['settings'], str(r.get('id', i)), s), text
-
-
-@cache
-def released(
-    folder=None,  # with a MANIFEST.json; None = MCFT_DATA_DIR
-) -> list[dict]:  # the committed facts of the released responses, each with its text
-    "The released responses; their texts are not committed, so the folder must be there."
-    folder = data_dir(folder)
-    files = [f for f in read_manifest(folder)['files'] if f['kind'] == 'released_outputs']
-    text = dict(t for f in files for t in _texts(f, read_verified(folder, f)))
-    rows = paper_rows('responses').to_dict('records')
-    return [{**r, 'text': text[tuple(r[k] for k in KEYS)]} for r in rows]
-
-
-def verdict_rows(
-    folder=None,  # as in `released`
-) -> list[dict]:
-    "The rows of data/paper/verdicts.csv."
-    return verdict_facts(released(folder))
 
 
 def symbolic_against_full_text(n: int) -> dict:
     "Seconds over all released responses; a warm pool, all cores, default time limit."
-    rows = released()
+    rows = read_responses()  # their texts are not committed, so the folder MCFT_DATA_DIR must be there
     texts, golds = [r['text'] for r in rows], [r['gold'] for r in rows]
     once = lambda grader: lambda: grade(texts, golds, grader)
     grade([r'\boxed{1/%d}' % i for i in range(2, 100)], ['0.5']*98, 'symbolic')

@@ -10,12 +10,13 @@ its own; what Python and the libraries take before the model is made is subtract
   to text for a reward (which has no gradient, so it is left out of the loss).
 
 The labels are the same (prompt -100) and so must the losses be: to 1e-4, an error otherwise. (The release's own labels fall on the prompt too.)"""
-import argparse, json, multiprocessing, resource, subprocess, sys, tempfile, time
+import argparse, json, resource, subprocess, sys, tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from measure.rows import ROOT, bench_row
+from measure import processes
+from measure.rows import ROOT, bench_row, seconds
 
 SHARES = dict(prompt=.45, tag=.06, critique=.31, reasoning=.15, answer=.03)  # of the pocket world's encoded critiques
 
@@ -89,7 +90,7 @@ def ours(size: Size, rows: list[dict], tok, model) -> tuple:
     with tempfile.TemporaryDirectory() as d, quiet(1):
         t = make_trainer(cfg, TrainData(rows, []), model, tok, Path(d))
         t.log_rows.measure = dict
-        return clocked(t.train), [r['loss'] for r in t.state.log_history if 'loss' in r]
+        return seconds(t.train), [r['loss'] for r in t.state.log_history if 'loss' in r]
 
 
 def trainer(size: Size, rows: list[dict], tok, model) -> tuple:
@@ -110,7 +111,7 @@ def trainer(size: Size, rows: list[dict], tok, model) -> tuple:
                                  learning_rate=1e-4, lr_scheduler_type='constant', logging_steps=1, report_to='none', use_cpu=True, save_strategy='no',
                                  disable_tqdm=True, weight_decay=0., max_grad_norm=1., optim='adamw_torch', dataloader_pin_memory=False)
         t = SameUpdates(model, args, DataCollatorForSeq2Seq(tok), data)
-        return clocked(t.train), [r['loss'] for r in t.state.log_history if 'loss' in r]
+        return seconds(t.train), [r['loss'] for r in t.state.log_history if 'loss' in r]
 
 
 class _Fixed:
@@ -142,14 +143,7 @@ def release(size: Size, rows: list[dict], tok, model) -> tuple:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
             opt.step(), opt.zero_grad()
             losses.append(total)
-    return clocked(work), losses
-
-
-def clocked(f) -> float:
-    "Seconds of one call."
-    t0 = time.perf_counter()
-    f()
-    return time.perf_counter() - t0
+    return seconds(work), losses
 
 
 WAYS = dict(ours=ours, trainer=trainer, release=release)
@@ -162,16 +156,14 @@ def child(way: str, small: bool) -> dict:
     rows, tok = examples(size), tokenizer(size)
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
     before = peak()
-    seconds, losses = WAYS[way](size, rows, tok, model_of(size))
-    return dict(seconds=seconds, mib=peak() - before, losses=losses, tokens=sum(len(r['input_ids']) for r in rows))
+    took, losses = WAYS[way](size, rows, tok, model_of(size))
+    return dict(seconds=took, mib=peak() - before, losses=losses, tokens=sum(len(r['input_ids']) for r in rows))
 
 
 def run(way: str, small: bool) -> dict:
     "The same in a process of its own; the small ones are forked from a server that has imported the libraries."
     if small:
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['mcft.train'])
-        with ProcessPoolExecutor(1, context) as pool: return pool.submit(child, way, small).result()
+        with ProcessPoolExecutor(1, processes.server(['mcft.train'])) as pool: return pool.submit(child, way, small).result()
     cmd = [sys.executable, '-m', 'measure.bench_training', way]
     done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True)
     if done.returncode: raise RuntimeError(f'{way} ended with code {done.returncode}:\n{done.stderr[-2000:]}')

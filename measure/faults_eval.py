@@ -1,5 +1,4 @@
 """Kill -9 at random moments of a real evaluation, restarted each time: afterwards no row lost, none twice, every file and score as without kills."""
-import multiprocessing as mp
 import random
 import tempfile
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from mcft.core import read_rows
 from mcft.eval import EvalConfig, collect, evaluate
+from measure import processes
 
 PATIENCE = 300  # seconds of one attempt; more counts as hung
 TAIL = 5  # seconds after the last response in which a kill may fall
@@ -26,17 +26,6 @@ class Seen:
     hung: int = 0  # attempts that had to be given up
 
 
-def start(
-    cfg: EvalConfig,
-) -> mp.Process:  # running
-    "A process of its own; the fork server has the libraries loaded, so that kills meet the work and not the imports."
-    context = mp.get_context('forkserver')
-    context.set_forkserver_preload(LIBRARIES)
-    child = context.Process(target=evaluate, args=(cfg,))
-    child.start()
-    return child
-
-
 def written(
     cfg: EvalConfig,
 ) -> int:  # complete lines
@@ -52,17 +41,12 @@ def attempt(
     seen: Seen,
 ) -> bool:  # True when the evaluation ended by itself
     "Start, and kill -9 at the moment; a process that has ended before is no kill."
-    child, end = start(cfg), time.monotonic() + PATIENCE
+    child, end = processes.start(LIBRARIES, evaluate, cfg), time.monotonic() + PATIENCE
     while child.is_alive() and written(cfg) < rows and time.monotonic() < end: time.sleep(0.002)
-    child.join(wait)
+    ended = processes.finish(child, wait, f'the evaluation in {cfg.out_dir}')
     seen.hung += time.monotonic() > end
-    if child.is_alive():
-        child.kill()
-        child.join()
-        seen.tried += 1
-        return False
-    if child.exitcode: raise RuntimeError(f'the evaluation in {cfg.out_dir} ended with exit code {child.exitcode}: its error stands above')
-    return True
+    seen.tried += not ended
+    return ended
 
 
 def finish(

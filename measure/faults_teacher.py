@@ -2,18 +2,20 @@
 
 The server is tests/fault_server.py: real HTTP on 127.0.0.1, seeded faults. Three runs: a fifth of the requests meets a fault; the client is killed
 (SIGKILL) at random moments and resumed; the same with an endpoint that honours the Idempotency-Key of each request."""
-import csv, json, multiprocessing as mp, os, random, shutil, sys, tempfile, threading, time
+import multiprocessing as mp, os, random, shutil, sys, tempfile, threading, time
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from measure.rows import RESULTS, ROOT
+from measure import processes
+from measure.rows import RESULTS, ROOT, read, write
 
 sys.path.insert(0, str(ROOT/'tests'))
 from fault_server import FaultServer
 
 ENV = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0', MCFT_QUIET='1', HF_HUB_OFFLINE='1', MPLBACKEND='Agg')
+LIBRARIES = ['mcft.critique', 'openai', 'openai.resources.chat', 'matplotlib.backends.backend_agg', 'IPython.display', 'seaborn']
 MONEY = 1.0  # dollars per million tokens, in and out
 
 
@@ -27,10 +29,9 @@ def wrong_by(text: str, line: int, k: int) -> str:
 
 def world(folder: Path, n_questions: int, n_samples: int = 3) -> int:  # number of rollouts
     "Pocket questions and made-up chains, some right, some wrong, no two alike; one in fifty counts as cut off."
-    from mcft.core import SCHEMAS, write_rows
+    from mcft.core import SCHEMAS, stream_rows, write_rows
     from mcft.format import solution_text
     from mcft.pocket import teach
-    from mcft.teacher import stream_rows
     empty = lambda t: empty(t[0]) if isinstance(t, tuple) else t()
     blank = {k: empty(t) for k, t in SCHEMAS['rollouts'].items()}
     unique = {}
@@ -65,28 +66,19 @@ def client(c: dict, out: str):
 
 
 def start(c: dict, out: Path) -> mp.Process:
-    "Stage 02 in a process of its own; the fork server has the libraries loaded, so that kills meet the work and not the imports."
-    context = mp.get_context('forkserver')
-    context.set_forkserver_preload(['mcft.critique', 'openai', 'openai.resources.chat', 'matplotlib.backends.backend_agg', 'IPython.display', 'seaborn'])
-    child = context.Process(target=client, args=(c, str(out)))
-    child.start()
-    return child
+    "Stage 02 in a process of its own."
+    return processes.start(LIBRARIES, client, c, str(out))
 
 
 def finish(p: mp.Process, limit: float) -> bool:  # True = it ended by itself
-    "Wait for a client; an error of its own is an error here."
-    p.join(limit)
-    if p.is_alive():
-        p.kill(), p.join()
-        return False
-    if p.exitcode: raise RuntimeError(f'the client ended with {p.exitcode}: see its message above')
-    return True
+    "Wait for a client."
+    return processes.finish(p, limit, 'the client')
 
 
 def lines(path: Path) -> list[dict]:
     "Rows of a file that a kill may have torn."
-    if not path.exists(): return []
-    return [json.loads(x) for x in path.read_bytes().split(b'\n')[:-1]]
+    from mcft.core import read_rows
+    return read_rows(path, partial=True)
 
 
 def answered(out: Path) -> set:  # keys
@@ -117,10 +109,8 @@ def faulty(folder: Path, n: int, keep: Path|None) -> dict:
 
 def note(folder: Path, run: str, counts: dict):
     "Keep the server's counts: data/results/teacher_counts.csv, one row per run and count."
-    path = folder/'teacher_counts.csv'
-    old = list(csv.reader(path.open(encoding='utf-8')))[1:] if path.exists() else []
-    with path.open('w', encoding='utf-8', newline='') as f:
-        csv.writer(f, lineterminator='\n').writerows([['run', 'count', 'value'], *(r for r in old if r[0] != run), *([run, k, v] for k, v in counts.items())])
+    others = [r for r in read('teacher_counts', folder) if r['run'] != run]
+    write('teacher_counts', [*others, *(dict(run=run, count=k, value=v) for k, v in counts.items())], folder)
 
 
 def kill_at(p: mp.Process, s: FaultServer, n_seen: int, rng: random.Random) -> bool:  # False = it had ended

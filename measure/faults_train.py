@@ -4,11 +4,12 @@ Each victim is a process that trains the pocket base; it is killed anywhere betw
 process goes on from the last whole state. When a run completes, its weights must equal those of the undisturbed run bit for bit, and its log must
 hold the same rows: `lost` counts rows (and runs with other weights) that are missing, `duplicated` rows written twice, `hung` processes that had to be
 stopped."""
-import multiprocessing, os, random, shutil, signal, tempfile, time
+import random, shutil, tempfile, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from measure import processes
 from measure.rows import ROOT
 
 
@@ -25,37 +26,9 @@ def victim(cfg):
     train(cfg)
 
 
-def start(cfg):
-    "A process of its own, forked from a server that has imported the libraries and has run nothing."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mcft.train'])
-    p = context.Process(target=victim, args=(cfg,), daemon=True)
-    p.start()
-    return p
-
-
-def killed(cfg, delay: float) -> bool:
-    "Kill a run after so many seconds; False if it was complete by then."
-    p = start(cfg)
-    p.join(delay)
-    if p.exitcode is not None:
-        if p.exitcode: raise RuntimeError(f'a run nobody had killed ended with code {p.exitcode}')
-        return False
-    os.kill(p.pid, signal.SIGKILL)
-    p.join()
-    return p.exitcode == -signal.SIGKILL
-
-
 def finished(cfg, limit: float) -> bool:
-    "Let a run end; False if it had to be stopped."
-    p = start(cfg)
-    p.join(limit)
-    if p.exitcode is None:
-        p.kill()
-        p.join()
-        return False
-    if p.exitcode: raise RuntimeError(f'a resumed run ended with code {p.exitcode}')
-    return True
+    "Let a run go on for so many seconds; False if it was killed then."
+    return processes.finish(processes.start(['mcft.train'], victim, cfg), limit, 'a run nobody had killed')
 
 
 def compare(whole: Path, other: Path) -> tuple[int, int]:
@@ -75,7 +48,7 @@ def kills(n: int, steps: int, seed: int = 0) -> dict:
         if not finished(replace(cfg, out_dir=f'{d}/whole'), 600): raise RuntimeError('the undisturbed run did not end in 10 minutes')
         span = time.time() - began
         while row['tried'] < n or folder.exists():
-            if row['tried'] < n and killed(cfg, rng.uniform(.1, 1)*span):
+            if row['tried'] < n and not finished(cfg, rng.uniform(.1, 1)*span):
                 row['tried'] += 1
                 continue
             if not finished(cfg, 60 + 10*span): row['hung'] += 1

@@ -4,14 +4,13 @@ The architecture is the 1.5B one of mcft.costs (the shape of DeepSeek-R1-Distill
 Full fine-tuning at 16,384 tokens, one example a pass and 8 passes an update, 8-bit Adam, bfloat16, gradient checkpointing, through mcft.train. Two numbers:
 peak memory (the paper's card, an A40, has 48 GB; the bound leaves a little) and model FLOPs utilisation: the arithmetic the model needs, once forward and
 twice backward, without what checkpointing repeats, over what the card could do in that time."""
-import csv, json, sys, tempfile, time
+import json, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcft.costs import ARCHS, DEVICES, Arch, train_flops
-from measure.rows import RESULTS
+from measure.rows import FIELDS, RESULTS, read, write
 
-FIELDS = 'name value unit bound device config'.split()
 ROWS = (('training at 16,384 tokens, peak memory', 'GiB', '<= 44'), ('training at 16,384 tokens, model FLOPs utilisation', '%', '>= 40'))
 
 
@@ -99,16 +98,11 @@ def rows_of(result: dict|None, device: str, plan: Plan = PAPER) -> list[dict]:
 
 def save(rows: list[dict], folder: Path = RESULTS):
     "Keep the rows of gpu.csv under other names and devices; a missing row never replaces a measured one."
-    f = folder/'gpu.csv'
-    old = list(csv.DictReader(f.open(encoding='utf-8'))) if f.exists() else []
+    old = read('gpu', folder)
     new = [r for r in rows if r['value'] != 'missing' or not any(o['name'] == r['name'] and o['value'] != 'missing' for o in old)]
     measured = {r['name'] for r in new if r['value'] != 'missing'}
     gone = lambda o: any((o['name'], o['device']) == (r['name'], r['device']) for r in new) or (o['value'] == 'missing' and o['name'] in measured)
-    folder.mkdir(parents=True, exist_ok=True)
-    with f.open('w', encoding='utf-8', newline='') as out:
-        w = csv.DictWriter(out, FIELDS, lineterminator='\n')
-        w.writeheader()
-        w.writerows(sorted([o for o in old if not gone(o)] + new, key=lambda r: (r['name'], r['device'])))
+    write('gpu', sorted([o for o in old if not gone(o)] + new, key=lambda r: (r['name'], r['device'])), folder)
 
 
 def main(folder: Path = RESULTS) -> int:
@@ -122,7 +116,7 @@ def main(folder: Path = RESULTS) -> int:
     rows = rows_of(result, device)
     save(rows, folder)
     print(json.dumps(dict(device=device, **result)))
-    for r in rows: print('  '.join(f'{k}={r[k]}' for k in FIELDS))
+    for r in rows: print('  '.join(f'{k}={r[k]}' for k in FIELDS['gpu']))
     return 0
 
 

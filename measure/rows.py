@@ -4,7 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/'data'/'results'
-FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(), faults='name tried lost duplicated hung seconds'.split())
+FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(), faults='name tried lost duplicated hung seconds'.split(),
+              gpu='name value unit bound device config'.split(), teacher_counts='run count value'.split())
 
 
 def seconds(
@@ -53,12 +54,25 @@ def holds(
 
 
 def read(
-    table: str,  # benchmarks or faults
+    table: str,  # one of FIELDS
     folder: Path = RESULTS,
 ) -> list[dict]:
     "The rows of a table, [] if there is none."
     f = folder/f'{table}.csv'
     return list(csv.DictReader(f.open(encoding='utf-8'))) if f.exists() else []
+
+
+def write(
+    table: str,  # one of FIELDS
+    rows: list[dict],  # all of them, in order
+    folder: Path = RESULTS,  # made if absent
+):
+    "Write a table."
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder/f'{table}.csv').open('w', encoding='utf-8', newline='') as f:
+        w = csv.DictWriter(f, FIELDS[table], lineterminator='\n')
+        w.writeheader()
+        w.writerows(rows)
 
 
 def save(
@@ -70,8 +84,4 @@ def save(
     key = lambda r: (r['name'], r.get('peer', ''), r.get('device', ''))
     kept = {key(r): r for r in read(table, folder)}
     kept.update({key(r): r for r in rows})
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder/f'{table}.csv').open('w', encoding='utf-8', newline='') as f:
-        w = csv.DictWriter(f, FIELDS[table], lineterminator='\n')
-        w.writeheader()
-        w.writerows(sorted(kept.values(), key=key))
+    write(table, sorted(kept.values(), key=key), folder)

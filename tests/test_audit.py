@@ -5,14 +5,13 @@ import json
 import os
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
 from conftest import ROOT
 from mcft import audit
-from mcft.audit import (FACT_FIELDS, KEYS, MADE, audit_rows, build_facts, by_truncation, disputed, endings, grader_table, loops, outcomes, paired_table,
+from mcft.audit import (FACT_FIELDS, MADE, audit_rows, build_facts, by_truncation, disputed, endings, grader_table, loops, outcomes, paired_table,
                         read_facts, run_label, total_table)
-from mcft.released import csv_text, git_blob, paper_rows
+from mcft.released import KEYS, csv_text, git_blob, paper_rows
 
 AUDIT = ROOT/'data'/'results'/'audit.csv'
 RAW = pytest.mark.skipif(not os.environ.get('MCFT_DATA_DIR'), reason='needs the raw files: MCFT_DATA_DIR')
@@ -147,7 +146,7 @@ def test_facts_follow_their_rows(d):
 
 def test_no_text_of_a_response_is_committed():
     "The widest cells are extracted answers, hashes and our own sentences."
-    for name in ('responses', 'verdicts', *MADE):
+    for name in ('responses', *MADE):
         t = paper_rows(name)
         wide = {c: t[c].astype(str).str.len().max() for c in t.columns}
         assert max(wide.values()) <= 100, f'{name}: {wide}'
@@ -182,7 +181,7 @@ def toy_folder(folder):
 def test_builders_on_a_small_folder(tmp_path):
     (tmp_path/'raw').mkdir()
     raw = toy_folder(tmp_path/'raw')
-    assert build_facts(raw, tmp_path/'out') == {'completions.csv': 1, 'pickles.csv': 2, 'tails.csv': 3, 'overlaps.csv': 1, 'golds.csv': 4}
+    assert build_facts(raw, tmp_path/'out') == {'verdicts.csv': 3, 'completions.csv': 1, 'pickles.csv': 2, 'tails.csv': 3, 'overlaps.csv': 1, 'golds.csv': 4}
     read = lambda n: paper_rows(n, tmp_path/'out')
     assert list(read('tails').period) == [6, 0, 0]
     assert read('overlaps')[['n_char', 'other_n_char', 'same_char']].values.tolist() == [[6, 61, 5]]

@@ -1,9 +1,7 @@
 """The pocket world as a whole: the committed base, its corpus and the problem sets belong together."""
-import json, re
 from concurrent.futures import ProcessPoolExecutor
 
-import pytest
-from mcft.core import read_rows, resolve, run_info
+from mcft.core import read_rows, run_info
 from mcft.pocket import BENCHMARKS, corpus_row, problem_set, read_question, split_of
 
 N_JOBS, CHUNK = 2, 20_000
