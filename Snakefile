@@ -67,7 +67,7 @@ rule critique:
 rule masking:
     input:
         f"{RUN}/02_critique/run.json",
-        lambda wc: local(*ENCODINGS[wc.encoding].get("solutions", "").split()),
+        lambda wc: [p for p in local(*ENCODINGS[wc.encoding].get("solutions", "").split()) if not p.startswith(f"{RUN}/")],  # those of stage 01 come with it
     output:
         f"{RUN}/{{encoding}}/run.json",
     run:

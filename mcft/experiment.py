@@ -130,7 +130,7 @@ def world_checks(
 
 # %% ../nbs/13_experiment.ipynb #f56c27a8
 PLANNED = (("mcft 0.20", "cft"), ("mcft 0.50", "cft"), ("mcft 1.00", "cft"), ("cft", "sft"), ("cft", "base"), ("cft, other question", "cft"),
-           ("cft + 30% questions", "those questions alone, 30%"), ("mcft 0.20 + 30% questions", "cft + 30% questions"), ("sft", "sft, 40 examples"))
+           ("cft + 30% questions", "those questions alone, 30%"), ("mcft 0.20 + 30% questions", "cft + 30% questions"), ("sft", "sft, a sixth of the examples"))
 EQUAL = (("mcft 0.20", "mcft 0.15"),) # claimed not to differ (paper 4.3)
 EXPLORED = (("sft", "base"), ("sft, reference solutions", "sft"), ("sft, wrong answers", "sft"), ("sft, labelled tokens of cft", "sft"), ("sft, labelled tokens of cft", "cft"),
             ("mcft 0.15", "cft"), ("mcft 0.25", "cft"), ("mcft 0.90", "cft"), ("mcft 1.00, learning rate of cft", "cft"), ("mcft 0.50, labelled tokens of cft", "cft"),
@@ -330,7 +330,7 @@ def answers(
             f"The paper's two rates, 20% against 15%: {say('mcft 0.20', 'mcft 0.15')}.",
             f"**What the critique says.** With critiques of other questions in place of its own, `cft` changes by {say('cft, other question', 'cft')}. Beside question-only rows (30% of an epoch) critiques add {say('cft + 30% questions', 'those questions alone, 30%')} "
             f"to what these rows do alone, and a mask of 20% adds {say('mcft 0.20 + 30% questions', 'cft + 30% questions')} to that.",
-            f"**A check of the design.** More examples help `sft`, as they must: {say('sft', 'sft, 40 examples')}."]
+            f"**A check of the design.** More examples help `sft`, as they must: {say('sft', 'sft, a sixth of the examples')}."]
 
 def budget_table(
     runs: pd.DataFrame, # from `run_table`

@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import chain
 import numpy as np
 import pandas as pd
-from .core import check_row, is_hub, model_files, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import check_row, is_hub, model_files, model_source, progress, read_rows, run_info, stable_seed, start_run, write_rows
 from .format import TAGS, critique_prompt, solution_text, target_text
 
 # %% ../nbs/03_masking.ipynb #8f589e47
@@ -727,17 +727,14 @@ def encode_all(
             else: out += made
     return out, dropped
 
-# %% ../nbs/03_masking.ipynb #f6e9763f
+# %% ../nbs/03_masking.ipynb #10d2c427
 def load_tokenizer(
     model: str, # folder (from the repository root) or name on the hub, "org/model"
     revision: str = "", # of a name on the hub: branch, tag or commit; "" = the newest
 ): # fast tokenizer
     "The model's own tokenizer; code that comes with it is never run."
     from transformers import AutoTokenizer
-    if not is_hub(model) and not resolve(model).is_dir():
-        raise FileNotFoundError(f"no tokenizer at {resolve(model)}: run the stage that writes this checkpoint, or pass another model (on the hub: org/model)")
-    source = str(model if is_hub(model) else resolve(model))
-    return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(model_source(model, "tokenizer"), revision=revision or "main", trust_remote_code=False)
 
 def tokenizer_files(
     model: str, # folder or name on the hub

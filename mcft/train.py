@@ -27,7 +27,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import maybe_gather_lm_head_ctx
-from .core import append_rows, is_hub, model_files, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import append_rows, is_hub, model_files, model_source, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes, world_size
 from .masking import (IGNORE, KINDS, PRESETS, MaskPlan, MaskSpec, load_tokenizer, mask_band, mask_id, mask_moments, preset, read_scores)
 
@@ -570,7 +570,7 @@ def load_model(
     tok, # its tokenizer
 ): # causal language model in float32
     "The base checkpoint, checked against tokenizer and encoded rows."
-    name = cfg.model_dir if is_hub(cfg.model_dir) else str(resolve(cfg.model_dir))
+    name = model_source(cfg.model_dir, "checkpoint")
     safe = dict(revision=cfg.revision or "main", trust_remote_code=False, use_safetensors=True)
     if cfg.loader == "unsloth":
         from unsloth import FastLanguageModel

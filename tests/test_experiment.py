@@ -1,6 +1,7 @@
 """The page of the experiment, its tables and figures are what the committed rows give: change a row and this fails."""
 import pandas as pd
 import pytest
+import yaml
 
 from conftest import ROOT
 from mcft.ablation import read_config
@@ -69,4 +70,15 @@ def test_the_world_is_worth_measuring_in(rows):
     checks = world_checks(pd.read_csv(ROWS/'ablation_lr.csv'))
     assert checks.ok.all(), checks
     known = contrast_table(rows)
-    assert known.set_index('contrast').reading['sft − sft, 40 examples'] == 'higher'
+    assert known.set_index('contrast').reading['sft − sft, a sixth of the examples'] == 'higher'
+
+
+def test_the_paper_s_size_differs_from_its_profile_only_where_it_says():
+    paper, grid, pocket = (yaml.safe_load((ROOT/'configs'/f'{n}.yaml').read_text()) for n in ('paper', 'ablation_paper', 'ablation'))
+    assert paper['critique'] == grid['critique'] and paper['masking'] == grid['masking']
+    assert {**paper['data'], 'columns': grid['data']['columns']} == grid['data'] and grid['data']['columns'].items() > paper['data']['columns'].items()
+    same = lambda a, b: {k for k in a if a[k] == b.get(k)}
+    assert set(paper['train']) - same(paper['train'], grid['train']) == {'val_share'}
+    masks = lambda arms: {a: {k: v for k, v in p.items() if k.startswith('m')} for a, p in arms.items() if 'reference' not in a}
+    assert masks(grid['arms']) == masks(pocket['arms']) and grid['central'] == pocket['central']
+    assert read_config('configs/ablation_paper.yaml')
