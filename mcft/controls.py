@@ -7,7 +7,6 @@ __all__ = ['VERDICTS', 'CONTROLS', 'is_right', 'wrong_answer', 'swap_critiques',
 
 # %% ../nbs/00_controls.ipynb #600e0aa3
 import re
-from dataclasses import dataclass
 from .core import read_rows, stable_seed
 from .grading import grade
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import chain
 import numpy as np
 import pandas as pd
-from .core import check_row, is_hub, model_files, model_source, progress, read_rows, run_info, stable_seed, start_run, write_rows
+from .core import is_hub, model_files, model_source, progress, read_rows, run_info, stable_seed, start_run, write_rows
 from .format import TAGS, critique_prompt, solution_text, target_text
 
 # %% ../nbs/03_masking.ipynb #8f589e47
@@ -698,7 +698,7 @@ class EncodeConfig:
         if self.max_length < 16: raise ValueError(f"max_length is {self.max_length!r}, expected at least 16 tokens")
         for name, allowed in (("too_long", ("error", "drop")), ("resume", ("same", "fresh"))):
             if (v := getattr(self, name)) not in allowed: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(allowed)}")
-        if not self.layouts or (wrong := [v for v in self.layouts if v not in _OPENERS]):
+        if not self.layouts or not {*self.layouts} <= {*_OPENERS}:
             raise ValueError(f"layouts are {list(self.layouts)}: one or more of {', '.join(_OPENERS)}")
         if (self.control == "reference") != bool(self.solutions):
             raise ValueError(f"control={self.control!r} with solutions={self.solutions!r}: 'reference' needs a file of solutions, nothing else takes one")
