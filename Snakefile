@@ -50,6 +50,8 @@ rule data:
         model(CONFIG["data"]["model_dir"]),
     output:
         f"{RUN}/01_data/run.json",
+    resources:
+        **CONFIG["resources"],
     run:
         stage("nbs/01_data.ipynb", f"{RUN}/01_data/01_data.ipynb", {**CONFIG["data"], "out_dir": f"{RUN}/01_data"})
 
@@ -70,6 +72,8 @@ rule masking:
         lambda wc: [p for p in local(*ENCODINGS[wc.encoding].get("solutions", "").split()) if not p.startswith(f"{RUN}/")],  # those of stage 01 come with it
     output:
         f"{RUN}/{{encoding}}/run.json",
+    resources:
+        **(CONFIG["resources"] if any(e.get("scores") for e in ENCODINGS.values()) else {}),
     run:
         out = f"{RUN}/{wildcards.encoding}"
         stage("nbs/03_masking.ipynb", f"{out}/03_masking.ipynb", {
@@ -82,6 +86,8 @@ rule train:
         lambda wc: [] if wc.run in SEARCH else CONFIG["lr_rows"],
     output:
         f"{RUN}/04_train/{{run}}/run.json",
+    resources:
+        **CONFIG["resources"],
     run:
         r = ALL[wildcards.run]
         lr = r["lr"] if wildcards.run in SEARCH else lr_of(CONFIG, r["arm"])
@@ -104,6 +110,8 @@ rule evaluate:
         lambda wc: [*model(f"{RUN}/04_train/{CURVES[wc.run]}" if wc.run in CURVES else model_of(wc.run)), *local(CONFIG["eval"].get("problems", CONFIG["data"]["problems"]))],
     output:
         f"{RUN}/05_eval/{{run}}/run.json",
+    resources:
+        **CONFIG["resources"],
     run:
         stage("nbs/05_eval.ipynb", f"{RUN}/05_eval/{wildcards.run}/05_eval.ipynb", {
             **eval_params(wildcards.run), "model_dir": model_of(wildcards.run), "out_dir": f"{RUN}/05_eval/{wildcards.run}", "tables_to": ""})
