@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
 reproduce ablation pilot cells lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce ablation pilot cells lr base test docs bench faults audit gpu paper readme lab lock clean
+.PHONY: help venv publish reproduce ablation pilot cells lr base test docs bench faults audit report gpu paper readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ reproduce: venv ## problems to tables and figures, PROFILE=pocket
 	@echo "tables:       runs/$(PROFILE)/results/"
 	@echo "figures:      runs/$(PROFILE)/figures/"
 	@echo "results page: runs/$(PROFILE)/results.md"
+
+report: venv ## Snakemake's HTML report of a finished run, with its figures: runs/pocket/report.html (PROFILE=pocket)
+	@$(BIN)/snakemake --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
 
 # The grid's own targets: PROFILE is ablation unless another one is named.
 ablation pilot: PROFILE = ablation

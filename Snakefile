@@ -2,6 +2,7 @@
 #   snakemake --cores 2 --configfile configs/pocket.yaml           everything
 #   snakemake --cores 2 --configfile configs/pocket.yaml lr        the search of learning rates on the dev split
 #   snakemake --cores 2 --configfile configs/ablation.yaml experiment   the ablation as an experiment
+#   snakemake --cores 1 --configfile configs/pocket.yaml --report report.html   what a finished run did, with its figures
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os
 from mcft.ablation import check_config, encoding_of, encodings, lr_of, lr_runs, lr_scores, pilot_runs, read_config, runs_of, snapshots, train_params
@@ -16,6 +17,9 @@ PILOT = {r["run"]: r for r in pilot_runs(CONFIG)}
 ALL = {**RUNS, **SEARCH, **PILOT}
 ENCODINGS = encodings(CONFIG)
 CURVES = {f"{r['run']}@step-{n}": r["run"] for r in snapshots(CONFIG) for n in CONFIG["snapshots"]["at"]}
+# Those of 06_ablation that every such config has: they stand in the report.
+FIGURES = ["accuracy_by_arm", "accuracy_by_mask_rate", "loss_curves", "funnel", *["learning_rates"] * bool(CONFIG["lr_rows"]),
+           *["loss_by_part"] * any(r["params"].get("mask_rate") and r["params"].get("mask_mode", "loss") == "loss" for r in RUNS.values())]
 
 
 def local(*paths):
@@ -134,6 +138,7 @@ rule figures:
         f"{RUN}/02_critique/run.json",
     output:
         f"{RUN}/06_ablation/run.json",
+        report(expand(f"{RUN}/figures/{{name}}.png", name=FIGURES), category="figures"),
     run:
         stage("nbs/06_ablation.ipynb", f"{RUN}/06_ablation/06_ablation.ipynb", {
             "results": f"{RUN}/results", "runs": [f"{RUN}/04_train/{r}" for r in RUNS], "funnel_csv": f"{RUN}/02_critique/funnel.csv",

@@ -1,4 +1,5 @@
 """The whole workflow in its smallest size, by Snakemake: killed in the middle, resumed, complete, and idle when asked again."""
+import base64
 import csv
 import json
 import os
@@ -65,6 +66,13 @@ def test_tables_have_the_columns_of_the_paper_tables(run):
 def test_figures_were_drawn(run):
     figures = list((run/'figures').glob('*.png'))
     assert figures and all(p.read_bytes()[:4] == b'\x89PNG' for p in figures)
+
+
+def test_report_holds_every_figure(run, tmp_path):
+    done = snakemake(SMOKE, run, '--report', str(tmp_path/'report.html'))
+    assert done.returncode == 0, done.stderr[-3000:]
+    page, figures = (tmp_path/'report.html').read_text(encoding='utf-8'), list((run/'figures').glob('*.png'))
+    assert figures and not [p.name for p in figures if base64.b64encode(p.read_bytes()).decode() not in page]
 
 
 def test_asked_again_it_does_nothing(run):
