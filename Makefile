@@ -7,11 +7,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 CORES ?= 2
 PROFILE ?= pocket
+# a profile in configs/ that sends the workflow's jobs to a cluster: CLUSTER=slurm
+CLUSTER ?=
 # extra words for the installation of torch, such as the index of CPU builds on Linux: TORCH_ARGS="--index-url ..."
 TORCH_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.complete
+SLURM := .venv/.slurm
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --progress-bar off
 
 # One thread a process, and no thread that spins while it waits: two busy cores slow each other down a hundredfold otherwise.
@@ -20,9 +23,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce ablation pilot cells lr base test docs bench faults audit: export HF_HUB_OFFLINE := 1
+reproduce ablation pilot cells lr base test docs bench faults audit cluster: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce ablation pilot cells lr base test docs bench faults audit report gpu paper readme lab lock clean
+.PHONY: help venv publish reproduce ablation pilot cells lr base test docs bench faults audit cluster report gpu paper readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,12 +41,18 @@ $(STAMP): requirements.lock settings.ini setup.py
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(SLURM): $(STAMP)
+	@$(PIP) -c requirements.lock --no-build-isolation -e '.[slurm]'
+	@touch $@
+
 # A killed run leaves Snakemake's own lock behind; flock, where there is one, goes with its process.
 SNAKEMAKE = $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
-	--configfile configs/$(PROFILE).yaml --quiet rules host --cores $(CORES) --rerun-incomplete
+	--configfile configs/$(PROFILE).yaml --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
 BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clone; wait for it, or stop it" >&2; exit 1; }
 
-reproduce: venv ## problems to tables and figures, PROFILE=pocket
+reproduce ablation pilot lr: $(if $(CLUSTER),$(SLURM))
+
+reproduce: venv ## problems to tables and figures, PROFILE=pocket (CLUSTER=slurm: as jobs of a Slurm cluster)
 	@$(SNAKEMAKE) $(BUSY)
 	@$(BIN)/python docs/results.py --tables runs/$(PROFILE)/{results,06_ablation,02_critique} --figures runs/$(PROFILE)/figures --out runs/$(PROFILE)/results.md
 	@echo "tables:       runs/$(PROFILE)/results/"
@@ -95,6 +104,9 @@ bench: venv ## speed and memory against named peers: data/results/benchmarks.csv
 
 faults: venv ## fault and kill tests at full size: data/results/faults.csv (NAMES=eval for some)
 	@$(BIN)/python -m measure faults $(NAMES)
+
+cluster: venv $(SLURM) ## the smoke workflow on a Slurm of one node, with kills and lost nodes: data/results/slurm*.csv (root, Debian or Ubuntu)
+	@tests/cluster/slurm.sh
 
 audit: venv ## the facts of the paper's release, their table and figures (data/results/audit.csv, figures/audit_*)
 	@mkdir -p runs/audit

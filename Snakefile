@@ -2,6 +2,7 @@
 #   snakemake --cores 2 --configfile configs/pocket.yaml           everything
 #   snakemake --cores 2 --configfile configs/pocket.yaml lr        the search of learning rates on the dev split
 #   snakemake --cores 2 --configfile configs/ablation.yaml experiment   the ablation as an experiment
+#   snakemake --profile configs/slurm --configfile configs/pocket.yaml   everything, each job sent to a Slurm cluster
 #   snakemake --cores 1 --configfile configs/pocket.yaml --report report.html   what a finished run did, with its figures
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os

@@ -35,7 +35,7 @@ setup(
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements'), 'gpu': lines('gpu_requirements')},
+    extras_require={'dev': lines('dev_requirements'), 'gpu': lines('gpu_requirements'), 'slurm': lines('slurm_requirements')},
     include_package_data=True,
     zip_safe=False,
 )

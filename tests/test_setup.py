@@ -84,7 +84,7 @@ def test_installed_package_says_what_settings_say(settings):
     assert dist.metadata['Requires-Python'] == f">={settings['min_python']}"
     core = {str(Requirement(o)) for o in dist.requires if 'extra ==' not in o}
     assert core == {str(o) for o in requirements(settings, 'requirements')}
-    assert set(dist.metadata.get_all('Provides-Extra')) == {'dev', 'gpu'}
+    assert set(dist.metadata.get_all('Provides-Extra')) == {'dev', 'gpu', 'slurm'}
 
 
 def test_gpu_extra_stays_in_its_window(settings):
