@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .ablation import best_lr, pilot_runs, read_config, runs_of, snapshots
+from .ablation import best_lr, pilot_runs, read_config, runs_of, snapshots, t_interval
 from .core import progress, read_rows, resolve, run_info, start_run
 from .figures import look, save_figure, style
 from .stats import bootstrap, crossed, crossed_mdd, holm
@@ -216,15 +216,16 @@ def plot_all_arms(
     rows: pd.DataFrame, # of one experiment
     order: list, # arms from above to below
 ): # (matplotlib figure, DataFrame of what is drawn)
-    "Accuracy of every arm: one dot a seed, a mark for the mean."
+    "Accuracy of every arm: a stroke for each seed, a mark for the mean with its interval over seeds."
     plt, _ = style(); t = arm_table(rows).set_index("arm"); arms = [a for a in order if a in t.index]; fig, ax = plt.subplots(figsize=(8.5, .3*len(arms) + 1.4))
     seeds = rows[rows.step == 0].groupby(["arm", "seed"]).right.mean()
     for i, a in enumerate(arms):
         c, m, face = look(a); x = 100*seeds[a]
-        ax.plot(x, [i]*len(x), "|", color="0.55", ms=9); ax.plot(x.mean(), i, m, color=c, mfc=face, ms=7)
+        mean, low, high = t_interval(x)
+        ax.plot(x, [i + .28]*len(x), "|", color="0.55", ms=5); ax.errorbar(mean, i, xerr=None if len(x) < 2 else [[mean - low], [high - mean]], fmt=m, color=c, mfc=face, ms=7, capsize=3)
     if "base" in arms: ax.axvline(100*t.accuracy["base"], color="0.4", ls="--", lw=1, zorder=0)
     ax.set_yticks(range(len(arms)), [f"{a} ({t.n_seeds[a]})" for a in arms], fontsize=9); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
-    best = t.loc[arms].accuracy.idxmax(); ax.set_xlabel("accuracy over all problems (%); strokes: seeds, their number in brackets", fontsize=9)
+    best = t.loc[arms].accuracy.idxmax(); ax.set_xlabel("accuracy over all problems (%), 95% intervals over seeds; strokes: seeds, their number in brackets", fontsize=9)
     ax.set_title(f"Best arm: {best}, {100*t.accuracy[best]:.1f}%" + (f" (base {100*t.accuracy['base']:.1f}%)" if "base" in arms else ""), fontsize=11)
     return fig, t.loc[arms].reset_index()
 
@@ -253,20 +254,20 @@ def curve_table(
     for arm in dict.fromkeys(way.arm):
         for step in (-1, *sorted(way[way.arm == arm].step.unique()), 0):
             g = d[d.arm == "base"] if step < 0 else d[(d.arm == arm) & (d.step == step) & d.seed.isin(way[way.arm == arm].seed)]
-            x = g.pivot(index=["benchmark", "problem"], columns="seed", values="right").to_numpy(float); m = x.mean(0)
-            out.append(dict(arm=arm, step=0 if step < 0 else step or updates[arm], n_seeds=x.shape[1], n_problems=len(x), accuracy=m.mean(), low=m.min(), high=m.max()))
+            x = g.pivot(index=["benchmark", "problem"], columns="seed", values="right").to_numpy(float); mean, low, high = t_interval(x.mean(0))
+            out.append(dict(arm=arm, step=0 if step < 0 else step or updates[arm], n_seeds=x.shape[1], n_problems=len(x), accuracy=mean, low=low, high=high))
     return pd.DataFrame(out)
 
 def plot_curves(
     t: pd.DataFrame, # from `curve_table`
 ): # (matplotlib figure, DataFrame of what is drawn)
-    "Learning curves; the bars span the seeds."
+    "Learning curves with intervals over seeds."
     plt, _ = style(); fig, ax = plt.subplots(figsize=(7.5, 4.2))
     for k, (arm, g) in enumerate(t.groupby("arm", sort=False)):
         c, m, face = look(arm)
-        ax.errorbar(g.step + .6*k, 100*g.accuracy, yerr=[100*(g.accuracy - g.low), 100*(g.high - g.accuracy)], fmt=m, ls=("-", "--", ":", "-.", (0, (5, 1)))[k % 5], color=c, mfc=face, capsize=2, label=arm)
+        ax.errorbar(g.step + .6*k, 100*g.accuracy, yerr=[100*(g.accuracy - g.low).fillna(0), 100*(g.high - g.accuracy).fillna(0)], fmt=m, ls=("-", "--", ":", "-.", (0, (5, 1)))[k % 5], color=c, mfc=face, capsize=2, label=arm)
     ax.set_xlabel("update"); ax.set_ylabel("accuracy (%)"); ax.legend(fontsize=9, frameon=True)
-    ax.set_title(f"Accuracy on {t.n_problems.max()} problems; bars: lowest to highest of {t.n_seeds.max()} seeds", fontsize=11)
+    ax.set_title(f"Accuracy on {t.n_problems.max()} problems; 95% intervals over {t.n_seeds.max()} seeds", fontsize=11)
     return fig, t
 
 # %% ../nbs/13_experiment.ipynb #abb458e0
@@ -287,15 +288,20 @@ def run_table(
 def plot_masked_loss(
     runs: pd.DataFrame, # from `run_table`
 ): # (matplotlib figure, DataFrame of what is drawn)
-    "Loss of kept and masked critique tokens at the end, by mask rate."
+    "Loss of kept and masked critique tokens at the end, by mask rate, and their difference within each run."
     plt, sns = style(); d = runs[runs.arm.str.fullmatch(r"cft|mcft \d\.\d\d")].assign(rate=lambda d: d.arm.str.extract(r"(\d\.\d\d)")[0].astype(float).fillna(0))
-    s = d.groupby("rate")[["loss_kept", "loss_masked"]].agg(["mean", "min", "max"]); fig, ax = plt.subplots(figsize=(7.5, 4))
+    d = d.assign(gap=d.loss_masked - d.loss_kept); s = d.groupby("rate")[["loss_kept", "loss_masked"]].mean()
+    gap = pd.DataFrame([dict(rate=r, n_seeds=len(g), **dict(zip(("gap", "low", "high"), t_interval(g)))) for r, g in d.dropna(subset="gap").groupby("rate").gap])
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
     for (col, label), m, color in zip(dict(loss_kept="kept: carries loss", loss_masked="masked: carries none").items(), "o^", sns.color_palette()):
-        g = s[col].dropna(); ax.errorbar(g.index, g["mean"], yerr=[g["mean"] - g["min"], g["max"] - g["mean"]], fmt=m, ls="-", color=color, capsize=3, label=label)
-    ax.set_xlabel("share of critique tokens masked"); ax.set_ylabel("loss (nats per critique token)"); ax.legend(fontsize=9, frameon=True)
-    ax.set_title(f"End of training, on training rows; bars: lowest to highest of {d.groupby('arm').seed.nunique().min()} to {d.groupby('arm').seed.nunique().max()} seeds", fontsize=11)
-    s.columns = ["_".join(c) for c in s.columns]
-    return fig, s.reset_index()
+        g = s[col].dropna(); left.plot(g.index, g, marker=m, color=color, label=label)
+    left.set_ylabel("loss (nats per critique token)"); left.legend(fontsize=9, frameon=True); c, m, face = look("mcft 0.20")
+    if len(gap): right.errorbar(gap.rate, gap.gap, yerr=[(gap.gap - gap.low).fillna(0), (gap.high - gap.gap).fillna(0)], fmt=m, color=c, mfc=face, capsize=4)
+    right.axhline(0, color="0.4", lw=1); right.set_ylabel("masked − kept, same runs (nats)")
+    for ax in (left, right): ax.set_xlabel("share of critique tokens masked"); ax.set_xlim(-.05, 1.05)
+    left.set_title(f"End of training, training rows ({d.groupby('arm').seed.nunique().min()} to {d.groupby('arm').seed.nunique().max()} seeds)", fontsize=11)
+    right.set_title("95% intervals over seeds", fontsize=11); fig.tight_layout()
+    return fig, s.reset_index().merge(gap, on="rate", how="left") if len(gap) else s.reset_index()
 
 # %% ../nbs/13_experiment.ipynb #190cdb18
 _ABOUT = ("The paper trains DeepScaleR-1.5B with two mask rates, one run each, and reads their equal scores as robustness. Its release supports neither the claim nor its opposite: the collator of the "
