@@ -66,7 +66,7 @@ report: venv ## Snakemake's HTML report of a finished run, with its figures: run
 ablation pilot: PROFILE = ablation
 ablation: venv ## the ablation as an experiment, all of its grid: hours on two cores; goes on where it stopped
 	@$(SNAKEMAKE) experiment $(BUSY)
-	@echo "what was found: runs/$(PROFILE)/13_experiment/experiment.md"
+	@echo "what was found: runs/$(PROFILE)/13_experiment/found.md"
 
 pilot: venv ## the pilot on the dev split that the experiment's power calculation rests on
 	@$(SNAKEMAKE) pilot $(BUSY)
@@ -82,7 +82,7 @@ publish: ## commit-ready copies of a finished run: rows, tables, figures, small 
 	@mkdir -p data/results figures
 	@cp runs/$(PROFILE)/figures/* figures/
 	@if test -f runs/$(PROFILE)/13_experiment/run.json; then \
-	    cp runs/$(PROFILE)/results/ablation.parquet runs/$(PROFILE)/results/*.csv runs/$(PROFILE)/13_experiment/*.csv data/results/; cp runs/$(PROFILE)/13_experiment/experiment.md docs/; else \
+	    cp runs/$(PROFILE)/results/ablation.parquet runs/$(PROFILE)/results/*.csv runs/$(PROFILE)/13_experiment/*.csv data/results/; cp runs/$(PROFILE)/13_experiment/found.md docs/; else \
 	    cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts_pocket.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/; \
 	    cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/; fi
 	@$(BIN)/python docs/results.py

@@ -47,7 +47,7 @@ def contents(names: list) -> str:
     number = {n: n.split('_')[0] for n in names if n[:2].isdigit()}
     pages = lambda *which: [page_name(n) for n, k in number.items() if k in which]
     rest = [page_name(n) for n, k in number.items() if k > '06' and k != '10']
-    parts = [('Foundations', pages('00')), ('Stages', pages('01', '02', '03', '04', '05', '06')), ('Around the stages', rest), ('Results', ['experiment', 'results', *pages('10')])]
+    parts = [('Foundations', pages('00')), ('Stages', pages('01', '02', '03', '04', '05', '06')), ('Around the stages', rest), ('Results', ['found', 'results', *pages('10')])]
     return ''.join(TOC.format(caption=c, names='\n'.join(p)) for c, p in parts if p)
 
 
@@ -75,7 +75,7 @@ def write_pages(
         if name == 'index.ipynb': page['cells'].append(nbformat.v4.new_markdown_cell(contents(names)))
         nbformat.write(nbformat.from_dict(page), SITE/f'{pages[name]}.ipynb')
     write_results([ROOT/'data'/'results'], ROOT/'figures', SITE/'results.md', ROOT)
-    (SITE/'experiment.md').write_text((ROOT/'docs'/'experiment.md').read_text(encoding='utf-8').replace('](../', ']('), encoding='utf-8')
+    (SITE/'found.md').write_text((ROOT/'docs'/'found.md').read_text(encoding='utf-8').replace('](../', ']('), encoding='utf-8')
     copy_linked()
 
 

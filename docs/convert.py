@@ -40,7 +40,7 @@ def fix_links(
     "Links to notebooks become links to pages, links out of `nbs/` start at the site's root, the results page is the site's own."
     md = re.sub(r'(\]\([^)\s]+\))\{target=[^}]*\}', r'\1', md)
     md = re.sub(r'\]\(([\w.]+\.ipynb)(#[^)\s]*)?\)', lambda m: f"]({pages[m[1]]}.ipynb{m[2] or ''})" if m[1] in pages else m[0], md)
-    md = md.replace('](../docs/results.md)', '](results.md)').replace('](../docs/experiment.md)', '](experiment.md)')
+    md = md.replace('](../docs/results.md)', '](results.md)').replace('](../docs/found.md)', '](found.md)')
     return re.sub(r'(\]\(|src=")\.\./', r'\1', md)
 
 
@@ -49,7 +49,7 @@ def local_links(
 ) -> set:  # paths, as written
     "Files that links and images point to: no page, no other host, no place on the page itself."
     found = re.findall(r'\]\(([^)\s#]+)(?:#[^)\s]*)?\)', md)
-    return {f for f in found if '://' not in f and not f.endswith('.ipynb') and f not in ('results.md', 'experiment.md')}
+    return {f for f in found if '://' not in f and not f.endswith('.ipynb') and f not in ('results.md', 'found.md')}
 
 
 def fix_divs(

@@ -397,7 +397,7 @@ def drawn(
 
 def run_experiment(
     cfg: ExperimentConfig, # what to read and draw
-    out_dir: str|Path, # run folder: contrasts.csv, ablation_arms.csv, power.csv, experiment.md
+    out_dir: str|Path, # run folder: contrasts.csv, ablation_arms.csv, power.csv, found.md
 ) -> dict: # figure name -> PNG
     "Collect the rows if asked to, then count, test, draw and write."
     grid, folder = read_config(cfg.config), resolve(cfg.rows)
@@ -408,7 +408,7 @@ def run_experiment(
     rows, runs = load_rows(folder/"ablation.parquet"), pd.read_csv(folder/"ablation_runs.csv"); t = contrast_table(rows)
     tables = dict(contrasts=t, ablation_arms=arm_table(rows), **(dict(power=power_table(load_rows(cfg.pilot))) if cfg.pilot else {}))
     for name, d in tables.items(): d.to_csv(run.folder/f"{name}.csv", index=False, float_format="%.6g")
-    (run.folder/"experiment.md").write_text(findings(rows, t, runs, len(missing_runs(grid, rows))), encoding="utf-8")
+    (run.folder/"found.md").write_text(findings(rows, t, runs, len(missing_runs(grid, rows))), encoding="utf-8")
     made = {name: save_figure(fig, data, cfg.figures, name) for name, (fig, data) in drawn(grid, rows, runs, t).items()}
     run.finish(figures=list(made), n_rows=len(rows))
     return made

@@ -28,7 +28,7 @@ def test_committed_tables_are_those_of_the_rows(rebuilt, name):
 
 
 def test_the_page_is_that_of_the_rows(rebuilt):
-    assert (rebuilt/'13_experiment'/'experiment.md').read_text() == (ROOT/'docs'/'experiment.md').read_text()
+    assert (rebuilt/'13_experiment'/'found.md').read_text() == (ROOT/'docs'/'found.md').read_text()
 
 
 def test_every_committed_figure_shows_its_rows(rebuilt):
@@ -51,7 +51,7 @@ def test_rows_are_those_of_the_config(rows):
     cfg = read_config('configs/ablation.yaml')
     missing = missing_runs(cfg, rows)
     assert {k for k in rows[['arm', 'seed', 'step']].drop_duplicates().itertuples(index=False, name=None)} <= {tuple(k) for _, *k in planned_runs(cfg)}
-    assert (f'{len(missing)} of its evaluations are still to come' in (ROOT/'docs'/'experiment.md').read_text()) == bool(missing)
+    assert (f'{len(missing)} of its evaluations are still to come' in (ROOT/'docs'/'found.md').read_text()) == bool(missing)
     counts = rows.groupby(['arm', 'seed', 'step', 'benchmark']).problem.agg(['size', 'nunique'])
     assert (counts['size'] == counts['nunique']).all()
     full = counts[counts.index.get_level_values('step') == 0]
