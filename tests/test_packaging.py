@@ -1,5 +1,6 @@
 """The package as others get it: wheel and sdist hold what runs, the light install does its work outside a clone, what lacks says which extra brings it."""
 import ast
+import csv
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import ROOT
+from measure import packaging
 from test_setup import MODULES, copy_to, groups, requirements
 
 LIGHT = [m for m in MODULES if m not in ('dataset', 'devices', 'train')]
@@ -178,3 +180,20 @@ def test_types_travel_with_the_package(installed):
     for module, names in first.items():
         tree = {n.name: n for n in ast.parse((installed/'mcft'/f'{module}.py').read_text()).body if isinstance(n, ast.FunctionDef)}
         for name in names: assert tree[name].returns and all(a.annotation for a in tree[name].args.args), f'{module}.{name}'
+
+
+def test_grading_is_imported_without_what_it_does_not_need(installed):
+    "And the time of an import is measured in fresh processes."
+    code = 'import sys, mcft.core, mcft.grading; print(sorted({"torch", "pandas", "numpy", "scipy", "math_verify", "transformers"} & set(sys.modules)))'
+    assert packaging.run(sys.executable, '-c', code, cwd=installed, PYTHONPATH=str(installed)).strip() == '[]'
+    times = packaging.import_seconds(sys.executable, 'mcft.grading', 2, PYTHONPATH=str(installed))
+    assert len(times) == 2 and all(0 < t < 60 for t in times)
+    with pytest.raises(RuntimeError, match='imports torch'): packaging.import_seconds(sys.executable, 'mcft.devices', 1, PYTHONPATH=str(installed))
+
+
+def test_committed_measurements_keep_their_bounds():
+    rows = list(csv.DictReader((ROOT/'data'/'results'/'packaging.csv').open()))
+    assert rows and list(rows[0]) == packaging.FIELDS
+    for r in rows:
+        sign, bound = (r['bound'] or '>= 0').split()
+        assert (float(r['value']) >= float(bound)) if sign == '>=' else (float(r['value']) <= float(bound)), r
