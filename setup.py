@@ -3,6 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
@@ -13,6 +14,20 @@ cfg = ini['DEFAULT']
 def lines(key):
     "The requirements listed under `key`, one a line."
     return [o.strip() for o in cfg.get(key, '').splitlines() if o.strip()]
+
+
+def extras():
+    "An extra for each `X_requirements`; `dev` holds its own and all others but gpu and slurm, which not every machine can use."
+    found = {k.removesuffix('_requirements'): lines(k) for k in cfg if k.endswith('_requirements')}
+    return {**found, 'dev': [r for k in found if k not in ('gpu', 'slurm') for r in found[k]]}
+
+
+class WithFiles(build_py):
+    "The small files that the library reads travel with it, in mcft/repo/; a clone, also an editable one, has them in their places."
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        for folder in 'configs', 'data/paper': self.copy_tree(str(here/folder), f"{self.build_lib}/{cfg['lib_path']}/repo/{folder}")
 
 
 def long_description():
@@ -35,7 +50,8 @@ setup(
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements'), 'gpu': lines('gpu_requirements'), 'slurm': lines('slurm_requirements')},
-    include_package_data=True,
+    extras_require=extras(),
+    package_data={cfg['lib_path']: ['py.typed']},
+    cmdclass={'build_py': WithFiles},
     zip_safe=False,
 )

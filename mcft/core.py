@@ -13,13 +13,16 @@ import gzip, hashlib, importlib.metadata, io, json, os, platform, resource, subp
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from typing import Any, Iterable, TypeVar
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_core.ipynb #63f73ae8
+_HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd() # the installed package, or nbs/
+
 def repo_root() -> Path: # the folder with `settings.ini`
     "Repository root: `MCFT_ROOT`, else the nearest parent of the working directory, else of the installed package."
     if env := os.environ.get("MCFT_ROOT"): return Path(env).resolve()
-    for start in (Path.cwd(), Path(__file__).parent if "__file__" in globals() else Path.cwd()):
+    for start in (Path.cwd(), _HERE):
         for d in (start.resolve(), *start.resolve().parents):
             if (d/"settings.ini").exists() and (d/"nbs").is_dir(): return d
     raise FileNotFoundError("no settings.ini in this folder or above it: run inside a clone of mcft, or set MCFT_ROOT to one")
@@ -28,9 +31,12 @@ def repo_root() -> Path: # the folder with `settings.ini`
 def resolve(
     path: str|Path, # absolute, or relative to the repository root
 ) -> Path: # absolute path
-    "Resolve a path from the repository root, whatever the working directory is."
+    "Resolve a path from the repository root, whatever the working directory is; without a clone, from there or among the package's own files."
     path = Path(path).expanduser()
-    return path if path.is_absolute() else repo_root()/path
+    if path.is_absolute(): return path
+    try: return repo_root()/path
+    except FileNotFoundError: brought = _HERE/"repo"/path
+    return brought if brought.exists() and not path.exists() else Path.cwd()/path
 
 # %% ../nbs/00_core.ipynb #e94e1268
 def is_hub(
@@ -69,7 +75,7 @@ def _plain(x):
     raise TypeError(f"{type(x).__name__} {x!r} cannot go into a run key: pass numbers, strings, lists, dicts or dataclasses")
 
 def run_key(
-    **params # everything that changes the answer
+    **params: Any # everything that changes the answer
 ) -> str: # 12 hex digits
     "Short digest of the parameters; equal parameters give an equal key in any order."
     text = json.dumps(params, sort_keys=True, default=_plain, ensure_ascii=False)
@@ -77,7 +83,7 @@ def run_key(
 
 # %% ../nbs/00_core.ipynb #f28cdca3
 def stable_seed(
-    *parts # strings or numbers that name a random draw
+    *parts: Any # strings or numbers that name a random draw
 ) -> int: # 0 .. 2**63-1
     "A seed that depends on `parts` alone: same on every machine, in every process."
     text = "\x1f".join(map(str, parts))
@@ -142,7 +148,7 @@ def _writing(path: Path): # a text file; gzip by file name, with no time stamp s
 
 def write_rows(
     path: str|Path, # `.jsonl` or `.jsonl.gz`
-    rows, # iterable of dicts
+    rows: Iterable[dict], # records
     artifact: str|None = None, # schema to check against; None = free rows
 ) -> int: # number of rows written
     "Write rows atomically (temporary file, then rename)."
@@ -205,7 +211,7 @@ def _lock(f): # until `f` is closed; nothing where the system has no such lock
 
 def append_rows(
     path: str|Path, # `.jsonl`
-    rows, # iterable of dicts
+    rows: Iterable[dict], # records
     artifact: str|None = None, # schema to check against
 ) -> int: # number of rows appended
     "Append rows and flush them to disk, one writer at a time; a torn line left by a kill is removed first."
@@ -252,7 +258,7 @@ def _parts(p: Path) -> list[Path]: # the files that stand for an input
     return [whole] if whole.exists() else sorted(p.glob("*.safetensors")) or [p/"run.json"]
 
 def _name(f: Path, taken: dict) -> str: # relative to the repository; a file elsewhere: its name, with as many folders as tell it apart
-    root, f = repo_root(), Path(os.path.abspath(f))
+    root, f = resolve("."), Path(os.path.abspath(f))
     names = ([str(f.relative_to(root))] if f.is_relative_to(root) else []) + ["/".join(f.parts[-k:]) for k in range(1, len(f.parts) + 1)]
     return next(n for n in names if taken.get(n, f) == f)
 
@@ -424,11 +430,13 @@ def run_notebook(
     return out
 
 # %% ../nbs/00_core.ipynb #b13e2ee9
+_T = TypeVar("_T")
+
 def progress(
-    iterable, # what to loop over
+    iterable: Iterable[_T], # what to loop over
     desc: str, # shown before the bar
     total: int|None = None, # number of items when `len` does not work
-): # the same items
+) -> Iterable[_T]: # the same items
     "A progress bar on a terminal or in a live notebook, silence in logs."
     quiet = True if os.environ.get("MCFT_QUIET") or os.environ.get("CI") else None
     return tqdm(iterable, desc=desc, total=total, disable=quiet, leave=False)

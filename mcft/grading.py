@@ -10,7 +10,10 @@ __all__ = ['GRADERS', 'REASONS', 'VERDICT_FIELDS', 'extract_boxed', 'normalise',
 import atexit, functools, hashlib, json, logging, os, re, select, signal, subprocess, sys, threading, time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 from .core import progress
+if TYPE_CHECKING: from pandas import DataFrame
+else: DataFrame = "DataFrame" # its name will do: pandas is imported where a table is made
 
 # %% ../nbs/00_grading.ipynb #bb2a796c
 _token = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s$\\{}]{1,64}))?|\\.|[{}]", re.S)
@@ -286,10 +289,10 @@ def _known(grader: str, box: str|None, gold: str) -> str|None: # a verdict that 
 def grade(
     responses: list[str], # whole responses
     golds: list[str], # reference answers, bare (no box)
-    graders: tuple[str, ...] = ("strict", "symbolic", "full_text"), # names in `GRADERS`
+    graders: str|tuple[str, ...] = ("strict", "symbolic", "full_text"), # names in `GRADERS`
     timeout: float = 2.0, # processor seconds per answer; only math-verify can use them up
     workers: int = 0, # processes at a time; 0 = one per core
-): # DataFrame: one row per response, one column per grader
+) -> DataFrame: # one row per response, one column per grader
     "Verdicts `right`, `wrong`, `no_answer` or `timeout`, by every grader asked for."
     import pandas as pd
     responses, golds, graders = list(responses), list(golds), [graders] if isinstance(graders, str) else list(graders)
@@ -353,7 +356,7 @@ def disagreements(
     golds: list[str], # reference answers, bare
     verdicts = None, # DataFrame, a column per grader, a row per response; None = graded here by all of `GRADERS`
     finish_reasons: list[str]|None = None, # "stop", "length" or "" (unknown) per response; None = unknown
-): # DataFrame: row, gold, extracted, the columns of `verdicts`, finish_reason, reason; only where graders differ
+) -> DataFrame: # row, gold, extracted, the columns of `verdicts`, finish_reason, reason; only where graders differ
     "Every response on which the graders differ, with the reason."
     import pandas as pd
     verdicts = grade(responses, golds, tuple(GRADERS)) if verdicts is None else verdicts

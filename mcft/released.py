@@ -10,8 +10,11 @@ __all__ = ['MODELS', 'RUNS', 'BENCHMARKS', 'FILE_FIELDS', 'KEYS', 'RESPONSE_FIEL
 # %% ../nbs/00_released.ipynb #74a52367
 import csv, hashlib, io, json, os, re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from .core import resolve
 from .grading import extract_boxed
+if TYPE_CHECKING: from pandas import DataFrame
+else: DataFrame = "DataFrame" # its name will do: pandas is imported where a table is made
 
 # %% ../nbs/00_released.ipynb #674855cf
 MODELS = dict(base="DeepScaleR-1.5B-Preview", R1="DeepSeek-R1-Distill-Qwen-1.5B", MCFT="DeepScaleR-1.5B-Preview + MCFT") # short -> full name
@@ -145,7 +148,7 @@ def build(
 def paper_rows(
     name: str, # file in the folder, without its ending: "tables", "files", "responses", …
     folder: str|Path = "data/paper", # where the csv files lie
-): # DataFrame, text where a column holds text
+) -> DataFrame: # text where a column holds text
     "The committed rows about the paper and its release."
     import pandas as pd
     text = {c: str for c in ("gold", "extracted", "finish_reason", "problem_id", "sha256", "git_blob", "table", "prompt", "completion", "system_prompt",

@@ -3,6 +3,7 @@ import ast
 import importlib
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -25,6 +26,11 @@ def requirements(settings, *keys):
     return [Requirement(o) for k in keys for o in settings[k].splitlines() if o.strip()]
 
 
+def groups(settings) -> list:
+    "What `make venv` installs: the requirements of everyone and of each extra but gpu and slurm."
+    return [k for k in settings if k.endswith('requirements') and k not in ('gpu_requirements', 'slurm_requirements')]
+
+
 def lock():
     lines = [o for o in (ROOT/'requirements.lock').read_text().splitlines() if o and not o.startswith('#')]
     return {canonicalize_name(name): version for name, version in (o.split('==') for o in lines)}
@@ -36,6 +42,16 @@ def tracked():
     return [ROOT/o for o in out.split('\0') if o and (ROOT/o).is_file()]
 
 
+def copy_to(folder):
+    "The files of the repository, without its history; the environment is the one at hand."
+    for f in tracked():
+        to = folder/f.relative_to(ROOT)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to)
+    (folder/'.venv').symlink_to(ROOT/'.venv')
+    return folder
+
+
 def texts():
     for path in tracked():
         try: yield path.relative_to(ROOT), path.read_text(encoding='utf-8')
@@ -45,21 +61,21 @@ def texts():
 def test_conda_twin(settings):
     env = yaml.safe_load((ROOT/'environment.yml').read_text())
     pip = next(o['pip'] for o in env['dependencies'] if isinstance(o, dict))
-    assert pip == [str(o).strip() for k in ('requirements', 'dev_requirements') for o in settings[k].splitlines() if o.strip()]
+    assert pip == [str(o).strip() for k in groups(settings) for o in settings[k].splitlines() if o.strip()]
     assert env['name'] == settings['lib_name']
     assert f"python={settings['min_python']}" in env['dependencies']
 
 
 def test_lock_meets_the_requirements(settings):
     pins = lock()
-    for req in requirements(settings, 'requirements', 'dev_requirements'):
+    for req in requirements(settings, *groups(settings)):
         assert canonicalize_name(req.name) in pins, f'{req} of settings.ini is not in requirements.lock: run make lock'
         assert req.specifier.contains(pins[canonicalize_name(req.name)]), f'the lock has {req.name} {pins[canonicalize_name(req.name)]}, settings.ini asks for {req}'
 
 
 def test_lock_holds_the_whole_closure(settings):
     "Whatever the pinned packages need on this platform is pinned too, and installed as pinned."
-    pins, todo, done = lock(), requirements(settings, 'requirements', 'dev_requirements'), set()
+    pins, todo, done = lock(), requirements(settings, *groups(settings)), set()
     while todo:
         req = todo.pop()
         key = (canonicalize_name(req.name), tuple(sorted(req.extras)))
@@ -84,7 +100,7 @@ def test_installed_package_says_what_settings_say(settings):
     assert dist.metadata['Requires-Python'] == f">={settings['min_python']}"
     core = {str(Requirement(o)) for o in dist.requires if 'extra ==' not in o}
     assert core == {str(o) for o in requirements(settings, 'requirements')}
-    assert set(dist.metadata.get_all('Provides-Extra')) == {'dev', 'gpu', 'slurm'}
+    assert set(dist.metadata.get_all('Provides-Extra')) == {'train', 'teacher', 'nb', 'docs', 'dev', 'gpu', 'slurm'}
 
 
 def test_gpu_extra_stays_in_its_window(settings):
