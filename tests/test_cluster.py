@@ -1,4 +1,5 @@
 """The workflow on a cluster, as far as it can be tested without one; tests/cluster/slurm.sh (`make cluster`) runs it on a Slurm."""
+import csv
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from mcft.ablation import read_config
 
 PROFILE = ROOT/'configs'/'slurm'
 GPU_RULES = {'data', 'train', 'evaluate'}
+rows = lambda name: list(csv.DictReader(open(ROOT/'data'/'results'/name, newline='')))
 
 
 def rules():
@@ -63,3 +65,16 @@ def test_make_sends_the_jobs_of_a_run_to_the_cluster():
     run = lambda *words: subprocess.run(['make', '-n', 'reproduce', 'PROFILE=smoke', *words], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
     assert '--profile configs/slurm ' in run('CLUSTER=slurm') and "'.[slurm]'" in run('CLUSTER=slurm', '-B')
     assert '--cores 2 ' in run() and 'slurm' not in run()
+
+
+def test_rows_of_the_runs_on_slurm():
+    "What a whole and a disturbed run on a Slurm of one node left: slurm.csv counts the rows of slurm_jobs.csv, and no verdict differed."
+    jobs, checks = rows('slurm_jobs.csv'), rows('slurm.csv')
+    for c in checks:
+        of = [j for j in jobs if j['check'] == c['check']]
+        count = lambda state: sum(j['state'] == state for j in of)
+        assert [int(c[k]) for k in ('jobs', 'completed', 'failed', 'cancelled', 'node_fail')] == [len(of), *map(count, ('COMPLETED', 'FAILED', 'CANCELLED', 'NODE_FAIL'))]
+        assert int(c['requeued']) == sum(int(j['requeued']) for j in of)
+        assert c['tasks'] == c['tasks_complete'] == str(count('COMPLETED')) and c['verdicts'] == c['verdicts_equal'] != '0'
+    assert sorted(j['state'] for j in jobs if j['fault']) == ['CANCELLED', 'COMPLETED', 'FAILED', 'NODE_FAIL']
+    assert {j['rule'] for j in jobs} <= rules() and {j['rule'] for j in jobs if j['gpus'] != '0'} == GPU_RULES
