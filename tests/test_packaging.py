@@ -18,7 +18,7 @@ from conftest import ROOT
 from measure import packaging
 from test_setup import MODULES, copy_to, groups, requirements
 
-LIGHT = [m for m in MODULES if m not in ('dataset', 'devices', 'train')]
+LIGHT = [m for m in MODULES if m not in ('dataset', 'train')]
 # Python's own finders, without the packages that an empty environment with `pip install .` would lack.
 HIDE = '''
 import sys
@@ -188,7 +188,7 @@ def test_grading_is_imported_without_what_it_does_not_need(installed):
     assert packaging.run(sys.executable, '-c', code, cwd=installed, PYTHONPATH=str(installed)).strip() == '[]'
     times = packaging.import_seconds(sys.executable, 'mcft.grading', 2, PYTHONPATH=str(installed))
     assert len(times) == 2 and all(0 < t < 60 for t in times)
-    with pytest.raises(RuntimeError, match='imports torch'): packaging.import_seconds(sys.executable, 'mcft.devices', 1, PYTHONPATH=str(installed))
+    with pytest.raises(RuntimeError, match='imports torch'): packaging.import_seconds(sys.executable, 'torch', 1, PYTHONPATH=str(installed))
 
 
 def test_committed_measurements_keep_their_bounds():

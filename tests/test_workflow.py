@@ -3,6 +3,7 @@ import base64
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,14 @@ def test_report_holds_every_figure(run, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     page, figures = (tmp_path/'report.html').read_text(encoding='utf-8'), list((run/'figures').glob('*.png'))
     assert figures and not [p.name for p in figures if base64.b64encode(p.read_bytes()).decode() not in page]
+
+
+def test_its_report_holds_every_figure(run):
+    page = run.parent/'report.html'
+    done = snakemake(SMOKE, run, '--report', str(page))
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = page.read_text(encoding='utf-8')
+    assert not [p.name for p in (run/'figures').glob('*.png') if p.name not in text] and not re.search(r'<(script|link)[^>]+(src|href)="https?:', text)
 
 
 def test_asked_again_it_does_nothing(run):
