@@ -24,7 +24,7 @@ MAKE = dict(
     pilot=(HERE, "'pilot'"), cells=(HERE, 'cells.cells('), lr=(HERE, "'lr'"), publish=(HERE, "'make', 'publish'"), base=('tests/test_notebooks.py', 'test_runs_from_the_root'),
     test=('.ci/run', 'exec make test'), docs=('tests/test_docs.py', "'build.py'"), bench=('tests/test_grading.py', 'bench_grading.measure(small=True)'),
     faults=('tests/test_teacher.py', 'faults_teacher.measure(small=True)'), audit=('tests/test_audit.py', 'audit_rows('), paper=('tests/test_workflow.py', "'make', '-n', 'paper'"),
-    gpu=('tests/test_train.py', 'gpu_train.run(gpu_train.TINY)'), readme=('tests/test_setup.py', "readme(ROOT/'nbs'/'index.ipynb')"), lab=('tests/test_lab.py', "'make', '-n', 'lab'"),
+    gpu=('tests/test_train.py', 'gpu_train.run(gpu_train.TINY)'), readme=('tests/test_setup.py', "readme(ROOT/'nbs'/'index.ipynb')"), lab=('tests/test_lab.py', "'make', '--no-print-directory', '-n', 'lab'"),
     lock=('tests/test_setup.py', 'test_lock_holds_the_whole_closure'), report=('tests/test_workflow.py', "'--report'"), cluster=('tests/test_cluster.py', 'dry_run(config'),
     clean=(HERE, "'make', 'clean'"))
 # Other commands in running text, as patterns -> the same.
