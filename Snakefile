@@ -21,6 +21,7 @@ CURVES = {f"{r['run']}@step-{n}": r["run"] for r in snapshots(CONFIG) for n in C
 # Those of 06_ablation that every such config has: they stand in the report.
 FIGURES = ["accuracy_by_arm", "accuracy_by_mask_rate", "loss_curves", "funnel", *["learning_rates"] * bool(CONFIG["lr_rows"]),
            *["loss_by_part"] * any(r["params"].get("mask_rate") and r["params"].get("mask_mode", "loss") == "loss" for r in RUNS.values())]
+EXPERIMENT = ["planned", "arms", "rates", "masked_loss", *["curves"] * bool(CURVES), "explored"]  # those of 13_experiment
 
 
 def local(*paths):
@@ -168,7 +169,8 @@ rule pilot:
     input:
         expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *PILOT]),
     run:
-        from mcft.experiment import run_frames, save_rows
+        from mcft.compare import save_rows
+        from mcft.experiment import run_frames
         save_rows(run_frames(CONFIG, "pilot"), CONFIG["pilot"]["rows"])
 
 
@@ -178,6 +180,7 @@ rule experiment:
         CONFIG["lr_rows"],
     output:
         f"{RUN}/13_experiment/run.json",
+        report(expand(f"{RUN}/figures/ablation_{{name}}.png", name=EXPERIMENT), category="figures"),
     run:
         stage("nbs/13_experiment.ipynb", f"{RUN}/13_experiment/13_experiment.ipynb", {
             "config": CONFIG_FILE, "pilot": CONFIG["pilot"].get("rows", ""), "rows": f"{RUN}/results", "figures": f"{RUN}/figures", "out_dir": f"{RUN}/13_experiment", "collect": RUN})

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'DEFAULTS', 'KEYS', 'RESOURCES', 'CONTRASTS', 'ORDER', 'PARTS', 'MASKED_ARMS', 'slug', 'check_config',
            'read_config', 'runs_of', 'lr_runs', 'pilot_runs', 'encodings', 'encoding_of', 'train_params', 'snapshots',
-           'lr_scores', 'best_lr', 'lr_of', 't_interval', 'seed_means', 'summary', 'contrasts', 'points', 'sees',
-           'plot_arms', 'plot_mask_rate', 'loss_curves', 'plot_loss', 'plot_parts', 'plot_lr', 'findings',
-           'AblationConfig', 'run_ablation']
+           'lr_scores', 'best_lr', 'lr_of', 'seed_means', 'summary', 'contrasts', 'points', 'sees', 'plot_arms',
+           'plot_mask_rate', 'loss_curves', 'plot_loss', 'plot_parts', 'plot_lr', 'findings', 'AblationConfig',
+           'run_ablation']
 
 # %% ../nbs/06_ablation.ipynb #2ecb8c83
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd, yaml
+from .compare import t_interval
 from .core import arm_name, check_params, read_rows, repo_root, resolve, run_info, start_run
 from .figures import look, plot_funnel, save_figure, style
 
@@ -144,18 +145,6 @@ def lr_of(
     return best[name]
 
 # %% ../nbs/06_ablation.ipynb #18722d48
-def t_interval(
-    x, # one number per seed
-    level: float = 0.95, # coverage
-) -> tuple[float, float, float]: # mean, low, high; low and high are NaN for one seed
-    "Mean and Student interval."
-    from scipy import stats
-    x = pd.Series(x, dtype=float); m = x.mean()
-    if len(x) < 2: return m, float("nan"), float("nan")
-    if x.std() == 0: return m, m, m
-    low, high = stats.t.interval(level, len(x)-1, loc=m, scale=stats.sem(x))
-    return m, float(low), float(high)
-
 def seed_means(
     runs: pd.DataFrame, # rows of pocket_runs.csv
 ) -> pd.DataFrame: # arm, seed, benchmark ("mean" included), accuracy, …

@@ -154,7 +154,7 @@ def refuses(
 # %% ../nbs/02_critique.ipynb #53ec4350
 def _formulas(text: str) -> set: # pieces such as 47+38=75 or x^2-1, without spaces
     sign = r"[\w.()\\{}^]" # a piece begins where a run of signs begins, and nothing is given back: one pass, however long the text
-    return {re.sub(r"\s", "", m) for m in re.findall(rf"(?<!{sign}){sign}++(?:\s*+[-+*/=<>]\s*+{sign}++)++", text)}
+    return {re.sub(r"\s", "", m) for m in re.findall(rf"(?<!{sign}){sign}++(?:\s*+[-+*/=<>]\s*+{sign}++)+", text)}
 
 def _runs(text: str, n: int) -> set: # runs of n words, without punctuation
     words = re.findall(r"\w+", text.lower())

@@ -1,26 +1,28 @@
 """`python -m measure.cells`: runs of the committed grid made again from nothing, here, and compared with their committed rows.
 
-Data, critiques, encoding, training and evaluation all run anew in a temporary folder. On a CPU with the locked versions every verdict must be the
-same; data/results/reruns.csv gets a row for each cell."""
-import argparse, csv, random, subprocess, sys, tempfile, time
+Data, critiques, encoding, training and evaluation all run anew in a temporary folder; or name a run folder where that was done (`--folder`) and runs
+in it. On a CPU with the locked versions every verdict must be the same; data/results/reruns.csv gets a row for each cell."""
+import argparse, csv, platform, random, subprocess, sys, tempfile, time
 from pathlib import Path
 
 from measure.rows import RESULTS, ROOT
 
-CONFIG, FIELDS = 'configs/ablation.yaml', 'run arm seed n different lengths_different versions seconds'.split()
+CONFIG, FIELDS = 'configs/ablation.yaml', 'run arm seed n different lengths_different cpu versions seconds'.split()
 
 
-def cells(n: int, seed: int) -> list[dict]:
-    "Random runs of the grid, of different arms."
+def cells(n: int, seed: int, names: tuple | list = ()) -> list[dict]:
+    "Named runs of the grid, or random ones of different arms."
     from mcft.ablation import read_config, runs_of
     rng, runs = random.Random(seed), runs_of(read_config(CONFIG))
+    if unknown := [x for x in names if x not in {r['run'] for r in runs}]: raise SystemExit(f'{CONFIG} has no run {unknown[0]!r}; one of its runs is {runs[0]["run"]!r}')
+    if names: return [r for r in runs if r['run'] in names]
     return [rng.choice([r for r in runs if r['arm'] == a]) for a in rng.sample(sorted({r['arm'] for r in runs}), n)]
 
 
 def compare(run: dict, folder: Path, rows) -> dict:
     "Verdicts and lengths of one cell against the committed rows."
     import torch, transformers
-    from mcft.experiment import verdict_frame
+    from mcft.compare import verdict_frame
     keys = ['benchmark', 'problem']
     new = verdict_frame(folder/'05_eval'/run['run'], run['arm'], run['seed']).set_index(keys).sort_index()
     old = rows[(rows.arm == run['arm']) & (rows.seed == run['seed']) & (rows.step == 0)].set_index(keys).sort_index()
@@ -29,23 +31,44 @@ def compare(run: dict, folder: Path, rows) -> dict:
                 versions=f'torch {torch.__version__.split("+")[0]}, transformers {transformers.__version__}')
 
 
-def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog='python -m measure.cells', description=__doc__.splitlines()[0])
-    p.add_argument('-n', type=int, default=3, help='how many runs')
-    p.add_argument('--seed', type=int, default=0, help='which')
-    p.add_argument('--cores', type=int, default=2, help='jobs at a time')
-    a = p.parse_args(argv)
-    from mcft.experiment import load_rows
-    rows, runs, t0 = load_rows(RESULTS/'ablation.parquet'), cells(a.n, a.seed), time.time()
-    with tempfile.TemporaryDirectory() as d:
-        targets = [f'{d}/05_eval/{r["run"]}/run.json' for r in runs]
-        subprocess.run([sys.executable, '-m', 'snakemake', *targets, '--cores', str(a.cores), '--nolock', '--quiet', 'all', '--configfile', CONFIG, '--config', f'run_dir={d}'], cwd=ROOT, check=True)
-        out = [compare(r, Path(d), rows) for r in runs]
-    for r in out: print('  '.join(f'{k}={v}' for k, v in r.items()))
-    with (RESULTS/'reruns.csv').open('w', encoding='utf-8', newline='') as f:
+def cpu() -> str:
+    "Name of the processor."
+    info = Path('/proc/cpuinfo')
+    names = [l.split(':', 1)[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def make(runs: list[dict], folder: str, cores: int):
+    "Everything that these runs need, and the runs."
+    targets = [f'{folder}/05_eval/{r["run"]}/run.json' for r in runs]
+    subprocess.run([sys.executable, '-m', 'snakemake', *targets, '--cores', str(cores), '--nolock', '--quiet', 'all', '--configfile', CONFIG, '--config', f'run_dir={folder}'], cwd=ROOT, check=True)
+
+
+def save(made: list[dict]):
+    "Add to the file, in place of older rows of the same runs."
+    path, old = RESULTS/'reruns.csv', []
+    if path.exists(): old = [r for r in csv.DictReader(path.open(encoding='utf-8')) if r['run'] not in {m['run'] for m in made}]
+    with path.open('w', encoding='utf-8', newline='') as f:
         w = csv.DictWriter(f, FIELDS, lineterminator='\n')
         w.writeheader()
-        w.writerows(r | dict(seconds=round(time.time() - t0)) for r in out)
+        w.writerows(sorted([*old, *made], key=lambda r: r['run']))
+
+
+def main(argv=None) -> int:
+    p = argparse.ArgumentParser(prog='python -m measure.cells', description=__doc__.splitlines()[0])
+    p.add_argument('runs', nargs='*', help='names of runs, such as cft-s0; none for random ones')
+    p.add_argument('-n', type=int, default=3, help='how many random runs')
+    p.add_argument('--seed', type=int, default=0, help='which')
+    p.add_argument('--folder', help='run folder that has them already, made elsewhere; else they are made now')
+    p.add_argument('--cores', type=int, default=2, help='jobs at a time')
+    a = p.parse_args(argv)
+    from mcft.compare import load_rows
+    rows, runs, t0 = load_rows(RESULTS/'ablation.parquet'), cells(a.n, a.seed, a.runs), time.time()
+    with tempfile.TemporaryDirectory() as d:
+        if not a.folder: make(runs, d, a.cores)
+        out = [compare(r, Path(a.folder or d), rows) | dict(cpu=cpu(), seconds='' if a.folder else round(time.time() - t0)) for r in runs]
+    for r in out: print('  '.join(f'{k}={v}' for k, v in r.items()))
+    save(out)
     return int(any(r['different'] for r in out))
 
 

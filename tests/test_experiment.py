@@ -5,7 +5,8 @@ import yaml
 
 from conftest import ROOT
 from mcft.ablation import read_config
-from mcft.experiment import ExperimentConfig, PLANNED, contrast_table, load_rows, missing_runs, planned_runs, run_experiment, world_checks
+from mcft.compare import contrast_table, load_rows
+from mcft.experiment import EQUAL, EXPLORED, ExperimentConfig, PLANNED, missing_runs, planned_runs, run_experiment, world_checks
 
 ROWS, FIGURES = ROOT/'data'/'results', ROOT/'figures'
 
@@ -70,7 +71,7 @@ def test_the_world_is_worth_measuring_in(rows):
     "Base in the middle, format kept, and an effect that must be there is found."
     checks = world_checks(pd.read_csv(ROWS/'ablation_lr.csv'))
     assert checks.ok.all(), checks
-    known = contrast_table(rows)
+    known = contrast_table(rows, PLANNED, EQUAL, EXPLORED)
     assert known.set_index('contrast').reading['sft − sft, a sixth of the examples'] == 'higher'
 
 
@@ -83,3 +84,11 @@ def test_the_paper_s_size_differs_from_its_profile_only_where_it_says():
     masks = lambda arms: {a: {k: v for k, v in p.items() if k.startswith('m')} for a, p in arms.items() if 'reference' not in a}
     assert masks(grid['arms']) == masks(pocket['arms']) and grid['central'] == pocket['central']
     assert read_config('configs/ablation_paper.yaml')
+
+
+def test_runs_made_again_on_another_machine_gave_the_same_verdicts(rows):
+    "`make cells`: every problem of each rerun cell, verdict and length."
+    again = pd.read_csv(ROWS/'reruns.csv')
+    assert len(again) >= 3 and again.arm.nunique() >= 3 and not again.run.duplicated().any()
+    assert (again.different == 0).all() and (again.n == rows[rows.arm == 'base'].problem.nunique()).all()
+    assert {*zip(again.arm, again.seed)} <= {*zip(rows.arm, rows.seed)}
