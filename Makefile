@@ -60,7 +60,7 @@ reproduce: venv ## problems to tables and figures, PROFILE=pocket (CLUSTER=slurm
 	@echo "results page: runs/$(PROFILE)/results.md"
 
 report: venv ## Snakemake's HTML report of a finished run, with its figures: runs/pocket/report.html (PROFILE=pocket)
-	@$(BIN)/snakemake --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
+	@$(BIN)/snakemake $(if $(wildcard runs/$(PROFILE)/13_experiment/run.json),experiment) --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
 
 # The grid's own targets: PROFILE is ablation unless another one is named.
 ablation pilot: PROFILE = ablation
@@ -82,9 +82,13 @@ publish: ## commit-ready copies of a finished run: rows, tables, figures, small 
 	@mkdir -p data/results figures
 	@cp runs/$(PROFILE)/figures/* figures/
 	@if test -f runs/$(PROFILE)/13_experiment/run.json; then \
-	    cp runs/$(PROFILE)/results/ablation.parquet runs/$(PROFILE)/results/*.csv runs/$(PROFILE)/13_experiment/*.csv data/results/; cp runs/$(PROFILE)/13_experiment/found.md docs/; else \
+	    cp runs/$(PROFILE)/results/ablation.parquet runs/$(PROFILE)/results/*.csv runs/$(PROFILE)/13_experiment/*.csv data/results/; cp runs/$(PROFILE)/13_experiment/found.md docs/; \
+	    $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/13_experiment.ipynb; $(BIN)/nbdev_clean --fname nbs/13_experiment.ipynb; \
+	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make ablation'; else \
 	    cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts_pocket.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/; \
-	    cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/; fi
+	    cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/; \
+	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make reproduce'; fi
+	@$(BIN)/python docs/readme.py
 	@$(BIN)/python docs/results.py
 
 base: venv ## train the pocket base from nothing and put it into data/pocket/base
@@ -107,10 +111,12 @@ faults: venv ## fault and kill tests at full size: data/results/faults.csv (NAME
 
 cluster: venv $(SLURM) ## the smoke workflow on a Slurm of one node, with kills and lost nodes: data/results/slurm*.csv (root, Debian or Ubuntu)
 	@tests/cluster/slurm.sh
+	@$(BIN)/python docs/provenance.py data/results/slurm{,_jobs}.csv --command 'make cluster'
 
 audit: venv ## the facts of the paper's release, their table and figures (data/results/audit.csv, figures/audit_*)
 	@mkdir -p runs/audit
 	@$(BIN)/papermill nbs/10_audit.ipynb runs/audit/10_audit.ipynb -p figures figures -p results data/results --log-level WARNING
+	@$(BIN)/python docs/provenance.py data/results/audit.csv figures/audit_{paired,truncation}.{png,csv} --command 'make audit'
 
 # One GPU job at a time, and the hub may be asked: variables given on the command line win over the exports above.
 paper: venv ## the paper's setting on a GPU (configs/paper.yaml); shows the cost of the teacher and stops before it is paid

@@ -9,12 +9,15 @@ import nbformat
 from nbdev.quarto import proc_nbs
 from sphinx.cmd.build import main as sphinx_build
 
-from convert import convert, local_links, page_name
+from convert import ROOT_PAGES, convert, fix_links, link_symbols, local_links, page_name
 from results import write_results
+from sources import add_sources, with_figures, with_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT/'_proc'/'sphinx'
 SITE, OUT = WORK/'site', ROOT/'_docs'
+FOUND = {'Planned contrasts': 'contrasts', 'Exploratory contrasts': 'contrasts', 'What each arm trained on': 'ablation_runs'}  # section of docs/found.md -> the rows of its table
+GUIDES = 'howto_model', 'howto_teacher', 'howto_benchmark', 'howto_cluster'
 TOC = """
 
 ```{{toctree}}
@@ -42,13 +45,46 @@ def exported_ids(
     return {c['id'] for c in nb.cells if c.cell_type == 'code' and c.source.lstrip().startswith(('#| export', '#|export'))}
 
 
-def contents(names: list) -> str:
-    "The hidden tables of contents that make the sidebar: foundations, stages, what stands around them, results and audit."
+def contents(
+    names: list,  # notebooks
+    written: list,  # names of the pages in docs/pages
+    examples: list,  # names of their pages
+    extra: list,  # names of the root's pages
+) -> str:
+    "The hidden tables of contents that make the sidebar: what a reader wants first, then stages, what stands around them, the library."
     number = {n: n.split('_')[0] for n in names if n[:2].isdigit()}
     pages = lambda *which: [page_name(n) for n, k in number.items() if k in which]
-    rest = [page_name(n) for n, k in number.items() if k > '06' and k != '10']
-    parts = [('Foundations', pages('00')), ('Stages', pages('01', '02', '03', '04', '05', '06')), ('Around the stages', rest), ('Results', ['found', 'results', *pages('10')])]
+    rest = [page_name(n) for n, k in number.items() if k > '06' and k not in ('10', '12')]
+    guides = [n for n in GUIDES if n in written]
+    parts = [('Start here', ['stages', 'found', 'results', *pages('10')]), ('How to', [*guides, *examples]), ('Stages', pages('01', '02', '03', '04', '05', '06')), ('Around the stages', [*pages('12'), *rest]),
+             ('Library', ['api', *pages('00')]), ('Reference', [*(n for n in written if n not in ('stages', *guides)), *extra])]
     return ''.join(TOC.format(caption=c, names='\n'.join(p)) for c, p in parts if p)
+
+
+def api_page(names: list, pages: dict) -> str:
+    "Every module with its first line and what it exports, from the modules themselves."
+    index = ast.literal_eval((ROOT/'mcft'/'_modidx.py').read_text().split('d = ', 1)[1])['syms']
+    out = ['# API\n\nEvery name that the library exports, by module. Each leads to its signature, its parameters with meaning and unit, and an example that runs.\n']
+    for name in names:
+        module, page = f'mcft.{page_name(name)}', page_name(name)
+        if not index.get(module): continue
+        first = ast.get_docstring(ast.parse((ROOT/'mcft'/f'{page}.py').read_text(encoding='utf-8'))).splitlines()[0]
+        public = [s for s in (full.removeprefix(f'{module}.') for full in index[module]) if '.' not in s and not s.startswith('_')]
+        out.append(f'## [`{module}`]({pages[name]}.ipynb)\n\n{first}.\n\n' + ', '.join(f'[`{s}`](#{page}.{s})' for s in public) + '\n')
+    return '\n'.join(out)
+
+
+def write_texts(names: list, pages: dict, known: dict) -> tuple:  # names of pages in docs/pages, of the root's
+    "The pages that are no notebooks: those of docs/pages, those of the root, the API and the results."
+    def write(path, page): (SITE/f'{page}.md').write_text(with_figures(link_symbols(fix_links(path.read_text(encoding='utf-8'), pages), known, pages)), encoding='utf-8')
+    written, extra = sorted((ROOT/'docs'/'pages').glob('*.md')), [p for n in ROOT_PAGES if (p := ROOT/f'{n}.md').exists()]
+    for p in written: write(p, p.stem)
+    for p in extra: write(p, p.stem.lower())
+    found = fix_links((ROOT/'docs'/'found.md').read_text(encoding='utf-8'), pages)
+    (SITE/'found.md').write_text(with_figures(with_rows(found, FOUND)), encoding='utf-8')
+    (SITE/'api.md').write_text(api_page(names, pages), encoding='utf-8')
+    write_results([ROOT/'data'/'results'], ROOT/'figures', SITE/'results.md', ROOT, site=True)
+    return [p.stem for p in written], [p.stem.lower() for p in extra]
 
 
 def copy_linked():
@@ -68,14 +104,16 @@ def write_pages(
     shutil.rmtree(WORK, ignore_errors=True)
     SITE.mkdir(parents=True)
     names = sorted(p.name for p in (ROOT/'nbs').glob('[!_.]*.ipynb'))
-    pages, known = {n: page_name(n) for n in names}, symbols()
-    for name in names:
-        ids = exported_ids(nbformat.read(ROOT/'nbs'/name, 4))
-        page = convert(nbformat.read(processed/name, 4), name, ids, pages, known)
-        if name == 'index.ipynb': page['cells'].append(nbformat.v4.new_markdown_cell(contents(names)))
+    examples = sorted(f'examples/{p.name}' for p in (ROOT/'examples').glob('[!_.]*.ipynb'))
+    pages, known = {n: page_name(n) for n in names} | {n: f'example_{page_name(n)}' for n in examples}, symbols()
+    written, extra = write_texts(names, pages, known)
+    for name in [*names, *examples]:
+        source = name if name in examples else f'nbs/{name}'
+        nb = nbformat.read(ROOT/source, 4)
+        page = convert(nb if name in examples else nbformat.read(processed/name, 4), name, exported_ids(nb), pages, known)
+        page['cells'] = add_sources(page['cells'], source, SITE)
+        if name == 'index.ipynb': page['cells'].append(nbformat.v4.new_markdown_cell(contents(names, written, [pages[n] for n in examples], extra)))
         nbformat.write(nbformat.from_dict(page), SITE/f'{pages[name]}.ipynb')
-    write_results([ROOT/'data'/'results'], ROOT/'figures', SITE/'results.md', ROOT)
-    (SITE/'found.md').write_text((ROOT/'docs'/'found.md').read_text(encoding='utf-8').replace('](../', ']('), encoding='utf-8')
     copy_linked()
 
 
@@ -84,6 +122,7 @@ def main() -> int:
     write_pages(proc_nbs(n_workers=2, force=True))
     status = sphinx_build(['-q', '-E', '-W', '--keep-going', '-n', '-b', 'html', '-c', str(ROOT/'docs'), '-d', str(WORK/'doctrees'), str(SITE), str(WORK/'html')])
     if status == 0:
+        for f in (WORK/'html').rglob('*.map'): f.unlink()  # for who works on the theme: four megabytes
         shutil.rmtree(OUT, ignore_errors=True)
         (WORK/'html').rename(OUT)
         print(f'site: {OUT.name}/index.html')

@@ -29,9 +29,19 @@ html_title = f"{cfg['title']} {release}"
 html_math_renderer = 'mathtext'
 html_static_path = ['static']
 html_css_files = ['site.css']
+html_favicon = 'static/favicon.svg'
 html_copy_source = False
 html_show_sourcelink = False
+html_context = dict(default_mode='auto')  # light or dark as the reader's system has it
 html_theme_options = dict(use_download_button=False, use_fullscreen_button=False, use_issues_button=False,
                           use_repository_button=False, show_navbar_depth=1, show_toc_level=2, home_page_in_toc=True,
                           navbar_start=[], navbar_center=[], navbar_end=[], navbar_persistent=[])
 pygments_style = 'friendly'
+
+
+def wide_home(app, page, template, context, doctree):
+    "The home page has no table of its contents: its findings and their figure need the width."
+    if page == 'index': context['meta'] = {**(context.get('meta') or {}), 'html_theme.sidebar_secondary.remove': True}
+
+
+def setup(app): app.connect('html-page-context', wide_home)

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from yaml import safe_load
 
+ROOT_PAGES = 'CONTRIBUTING', 'CHANGELOG'  # files of the root that are pages of the site, in small letters
 CALLOUTS = dict(note='note', tip='tip', warning='warning', important='important', caution='caution')
 
 
@@ -35,32 +36,33 @@ def strip_directives(
 
 def fix_links(
     md: str,  # markdown
-    pages: dict,  # notebook file name -> page name
+    pages: dict,  # notebook file name (of an example, with its folder) -> page name
 ) -> str:
-    "Links to notebooks become links to pages, links out of `nbs/` start at the site's root, the results page is the site's own."
+    "Links to notebooks and to the pages in docs/ become links to pages of the site; other links out of a file's folder start at the site's root."
     md = re.sub(r'(\]\([^)\s]+\))\{target=[^}]*\}', r'\1', md)
-    md = re.sub(r'\]\(([\w.]+\.ipynb)(#[^)\s]*)?\)', lambda m: f"]({pages[m[1]]}.ipynb{m[2] or ''})" if m[1] in pages else m[0], md)
-    md = md.replace('](../docs/results.md)', '](results.md)').replace('](../docs/found.md)', '](found.md)')
-    return re.sub(r'(\]\(|src=")\.\./', r'\1', md)
+    md = re.sub(r'(\]\(|src=")(?:\.\./)+', r'\1', md)
+    md = re.sub(r'\]\((?:nbs/)?((?:examples/)?[\w.]+\.ipynb)(#[^)\s]*)?\)', lambda m: f"]({pages[m[1]]}.ipynb{m[2] or ''})" if m[1] in pages else m[0], md)
+    md = re.sub(r'\]\(docs/(?:pages/)?(\w+\.md)', r'](\1', md)
+    return re.sub(rf"\]\(({'|'.join(ROOT_PAGES)})\.md", lambda m: f'](' + m[1].lower() + '.md', md)
 
 
 def local_links(
     md: str,  # markdown
 ) -> set:  # paths, as written
-    "Files that links and images point to: no page, no other host, no place on the page itself."
+    "Files that links and images point to: no page of the site, no other host, no place on the page itself."
     found = re.findall(r'\]\(([^)\s#]+)(?:#[^)\s]*)?\)', md)
-    return {f for f in found if '://' not in f and not f.endswith('.ipynb') and f not in ('results.md', 'found.md')}
+    return {f for f in found if '://' not in f and not f.endswith('.ipynb') and not re.fullmatch(r'\w+\.md', f)}
 
 
 def fix_divs(
     md: str,  # markdown
 ) -> str:
-    "Quarto's fenced divs to MyST: a callout becomes an admonition, any other div a plain one with its classes."
+    "Quarto's fenced divs to MyST: a callout becomes an admonition, any other div a container with its classes."
     def opening(m):
         fence, attrs = m[1], m[2]
         classes = re.findall(r'\.([\w-]+)', attrs)
         kind = next((c[8:] for c in classes if c.startswith('callout-')), None)
-        if kind is None: return f"{fence}{{div}} {' '.join(classes)}".rstrip()
+        if kind is None: return f"{fence}{{container}} {' '.join(classes)}".rstrip()
         if kind not in CALLOUTS: raise ValueError(f"callout {kind!r} in `{m[0]}` is not known: one of {', '.join(CALLOUTS)}")
         title = re.search(r'title="([^"]*)"', attrs)
         return f'{fence}{{admonition}} {title[1]}\n:class: {CALLOUTS[kind]}' if title else f'{fence}{{{CALLOUTS[kind]}}}'
@@ -120,7 +122,8 @@ def output_markdown(
 
 def code_cell(cell, exported: bool) -> dict:
     "A code cell without directives; exported ones folded, but for dataclasses, whose signature does not say what fields mean."
-    cell = dict(cell, source=strip_directives(cell['source']), metadata={})
+    tags = ['remove-input'] if cell['source'].startswith('#| echo: false') else []
+    cell = dict(cell, source=strip_directives(cell['source']), metadata={'tags': tags} if tags else {})
     if exported and '@dataclass' not in cell['source']: cell['metadata']['tags'] = ['hide-input']
     return cell
 

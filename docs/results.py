@@ -3,9 +3,13 @@
 `write_results` gives Markdown that GitHub and the site both render: docs/results.md is the committed copy."""
 import argparse
 import csv
+import html
 import os
 import re
+from functools import partial
 from pathlib import Path
+
+import provenance
 
 HEAD = """# Results
 
@@ -15,6 +19,7 @@ number, `released` is rebuilt from the outputs in the paper's release, `pocket` 
 what the method does there, and says nothing about 1.5B models.
 """
 MAX_ROWS = 60  # longer tables are linked, not printed
+PROSE_ROWS = dict(findings='contrasts_pocket.csv')  # sentences -> the rows that a table among them shows
 
 
 CELL = 'A cell is percent right (right answers / problems) [interval].'
@@ -32,12 +37,21 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     lr_dev=('Learning rates', 'Scores on the dev split, from which each method got its learning rate.'),
     benchmarks=('Speed and memory against named peers', '`make bench`: `ratio` is the median of `n` paired runs, `spread` their interquartile range; what the ratio is of, and in which direction, stands in the name. `bound` is what must hold; a row without a ratio was not measured on that device.'),
     faults=('Faults and kills', '`make faults`: what was tried, and what was lost, duplicated or hung.'),
+    reruns=('The experiment: runs made again', '`make cells`: runs of the grid made again from nothing on another machine; `different` verdicts and `lengths_different` of `n` responses.'),
     slurm=('The workflow on a Slurm cluster', '`make cluster`, on a Slurm of one node: `tasks` are what the workflow has to make, `jobs` what Slurm ran for them; `requeued` counts jobs that Slurm itself started again, `verdicts_equal` the verdict rows that are, byte for byte, those of a local run.'),
     slurm_jobs=('The jobs of these runs', 'In order of submission; `attempt` is that of Snakemake, `requeued` what Slurm did in between, `seconds` the last start alone, `fault` what was done to the job.'),
+    packaging=('The package as a newcomer gets it', '`python -m measure.packaging`: medians of `n` runs in an empty environment; `spread` is the interquartile range.'),
+    notebook_times=('Run All, notebook by notebook', '`python -m measure.notebooks`: seconds on the clock and of the processors, in a fresh kernel with the parameters as they are; `bound` is in seconds. `long_outputs` counts outputs long enough to be logs, `error_lines` lines on the error stream.'),
     gpu=('On a GPU', 'The exact 1.5B architecture with random weights; a row says `missing` where no such device was at hand.'),
     overlap=('Questions shared by training and benchmarks', 'n-gram overlap of the training questions with each benchmark.'),
     measured_runs=('Measured training runs', 'What the cost formulas are held against.'),
     audit=('Facts of the release', 'Each fact with its number, its evidence and what it does not prove; the audit page computes them.'),
+    funnel_faults=('The funnel with a faulty endpoint', 'Stage 02 at full size against a server that breaks a share of its replies.'),
+    teacher_counts=('Requests to that endpoint', 'What was sent, answered, lost and billed, with faults and with kills.'),
+    accuracy_by_arm=('Accuracy of every arm', ''),
+    accuracy_by_mask_rate=('Accuracy against the mask rate', ''),
+    learning_rates=('Accuracy against the learning rate', ''),
+    loss_by_part=('Loss by part of what is learned', ''),
     pocket_runs=('All pocket runs', 'One row per run and benchmark: what the tables and figures above are made from.'),
 )
 
@@ -84,31 +98,52 @@ def is_shown(path: Path) -> bool:
     return path.with_suffix('.md').exists() or len(read_csv(path)[1]) <= MAX_ROWS
 
 
-def table_section(
+def source(
     path: Path,  # rows
     base: Path,  # folder that links are relative to
+    site: bool = False,  # for the site, which has places for cells and shows commits
+    figure: Path|None = None,  # drawn from the rows
 ) -> str:
-    "One table: the laid-out form where the run wrote one, else the rows; always a link to the rows."
+    "The line that says where something comes from."
+    return provenance.line(path, partial(link, base=base), site, figure)
+
+
+def table_section(path: Path, base: Path, site: bool = False) -> str:
+    "One table: the laid-out form where the run wrote one, else the rows; always where they come from."
     laid = path.with_suffix('.md')
     body = laid.read_text(encoding='utf-8').strip() if laid.exists() else csv_table(path)
-    return f'## {heading(path)}\n\n{note(path)}{body}\n\nRows: [{path.name}]({link(path, base)})\n'
+    return f'## {heading(path)}\n\n{note(path)}{body}\n\n{source(path, base, site)}\n'
 
 
-def prose_section(path: Path) -> str:
-    "What a run wrote about itself in sentences; its own title gives way to one that fits this page."
-    text = path.read_text(encoding='utf-8').strip()
-    return f'## {heading(path)}\n\n' + re.sub(r'\A#+ .*\n+', '', text) + '\n'
+def prose_section(path: Path, base: Path, site: bool = False) -> str:
+    "What a run wrote about itself in sentences, its tables with their source; its own title gives way to one that fits this page."
+    text = re.sub(r'\A#+ .*\n+', '', path.read_text(encoding='utf-8').strip() + '\n')
+    rows = path.with_name(PROSE_ROWS.get(path.stem, path.name))
+    return f'## {heading(path)}\n\n' + re.sub(r'(?:^\|.*\n)+', lambda m: f'{m[0]}\n{source(rows, base, site)}\n', text, flags=re.M)
 
 
-def rows_section(paths: list, base: Path) -> str:
+def rows_section(paths: list, base: Path, site: bool = False) -> str:
     "Rows that are too many to print."
-    lines = [f'- [{p.name}]({link(p, base)}): {len(read_csv(p)[1])} rows of {", ".join(f"`{h}`" for h in read_csv(p)[0])}' for p in paths]
-    return '## More rows\n\n' + '\n'.join(lines) + '\n'
+    lines = [f'### {heading(p)}\n\n{len(read_csv(p)[1])} rows of {", ".join(f"`{h}`" for h in read_csv(p)[0])}.\n\n{source(p, base, site)}\n' for p in paths]
+    return '## More rows\n\n' + '\n'.join(lines)
 
 
-def figure_section(path: Path, base: Path) -> str:
-    "One figure."
-    return f'## {heading(path)}\n\n![{heading(path)}]({link(path, base)})\n'
+def alt_text(path: Path) -> str:
+    "What a figure is and what its titles say, read from its vector twin, where text is text."
+    texts = re.findall(r'<text style="font-size: ([\d.]+)px[^"]*text-anchor: start[^>]*>([^<]+)', path.with_suffix('.svg').read_text(encoding='utf-8')) if path.with_suffix('.svg').exists() else []
+    titles = [html.unescape(t).rstrip('.') for size, t in texts if float(size) > 10 and ' ' in t]  # legends are smaller, labels of bars are one word
+    return re.sub(r'[\[\]]', '', '. '.join([heading(path), *titles]))
+
+
+def figure(path: Path, base: Path, site: bool = False) -> str:
+    "One figure, with the table of what is drawn."
+    rows = path.with_suffix('.csv')
+    return f'![{alt_text(path)}]({link(path, base)})\n' + (f'\n{source(rows, base, site, path)}\n' if rows.exists() else '')
+
+
+def figure_section(path: Path, base: Path, site: bool = False) -> str:
+    "A figure that has no table of its name."
+    return f'## {heading(path)}\n\n{figure(path, base, site)}'
 
 
 def link(path: Path, base: Path) -> str:
@@ -121,14 +156,18 @@ def write_results(
     figures: Path,  # folder of PNG files
     out: Path,  # page to write
     base: Path|None = None,  # folder that links are relative to; None = the one of `out`
+    site: bool = False,  # for the site
 ):
-    "Findings, tables, figures, longer rows."
+    "Findings, figures, tables (each with the figure of its name), longer rows."
     base = base or out.parent
     csvs = sorted((p for d in tables for p in d.glob('*.csv')), key=place)
+    drawn = {p.stem: p for p in sorted(figures.glob('*.png')) if not p.name.startswith(('audit_', 'ablation_'))}  # the audit's and the experiment's stand on their pages
     prose = sorted(p for d in tables for p in d.glob('*.md') if not p.with_suffix('.csv').exists())
     shown, longer = [p for p in csvs if is_shown(p)], [p for p in csvs if not is_shown(p)]
-    parts = [*map(prose_section, prose), *(table_section(p, base) for p in shown), *(figure_section(p, base) for p in sorted(figures.glob('*.png')) if not p.name.startswith(('audit_', 'ablation_')))]  # the audit's and the experiment's stand on their pages
-    if longer: parts.append(rows_section(longer, base))
+    parts = [prose_section(p, base, site) for p in prose]
+    parts += [figure_section(p, base, site) for name, p in drawn.items() if name not in {p.stem for p in shown}]
+    parts += [table_section(p, base, site) + (f'\n{figure(drawn[p.stem], base, site)}' if p.stem in drawn else '') for p in shown]
+    if longer: parts.append(rows_section(longer, base, site))
     if not parts: raise FileNotFoundError(f'no tables in {", ".join(map(str, tables))} and no figures in {figures}: run make reproduce first, or name other folders')
     out.write_text('\n'.join([HEAD, *parts]), encoding='utf-8')
 

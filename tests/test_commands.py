@@ -39,6 +39,7 @@ SPANS = {
     r"python -c 'import mcft\.grading, math_verify'": (HERE, 'import mcft.grading, math_verify'),
     r'(MCFT_BASE_URL=\S+ )?papermill examples/.*': ('tests/test_examples.py', 'test_its_own_command'),
     r'papermill -f configs/protocols/NAME\.yaml': (HERE, "'protocols'"),
+    r'papermill nbs/00_overlap\.ipynb .*': ('tests/test_notebooks.py', 'test_runs_from_the_root'),
     r'transformers serve': ('tests/test_generate.py', "'serve'"),
     r"pip install( (\.|'\.\[\w+\]'))?": ('tests/test_packaging.py', "'-m', 'build'"),
     r'\.venv/bin/nbdev_install_hooks': (HERE, 'nbdev_install_hooks'),
@@ -207,7 +208,7 @@ def test_cells_to_make_again_are_of_different_arms():
 
 
 def test_publish_copies_a_finished_run_and_clean_removes_it(clone):
-    "A run that holds the committed files: nothing changes."
+    "A run that holds the committed files: nothing changes, but that its commit is noted."
     folder, run = clone
     results, made = folder/'data'/'results', folder/'runs'/'pocket'
     for d in ('results', '06_ablation', '02_critique', '01_data', '03_masking', 'figures'): (made/d).mkdir(parents=True)
@@ -220,5 +221,9 @@ def test_publish_copies_a_finished_run_and_clean_removes_it(clone):
     (made/'06_ablation'/'run.json').write_text('{}')
     run('make', 'publish')
     assert run('git', 'status', '--porcelain', 'data', 'figures') == ''
+    (made/'06_ablation'/'run.json').write_text(json.dumps(dict(commit='a'*40)))
+    run('make', 'publish')
+    assert run('git', 'status', '--porcelain', 'data', 'figures').split() == ['??', 'data/results/provenance.json'], 'the run is noted, and its rows are as they were'
+    assert 'run at `aaaaaaa`' in (folder/'docs'/'results.md').read_text()
     run('make', 'clean')
     assert not (folder/'runs').exists() and (folder/'.venv').exists()

@@ -1,8 +1,10 @@
 """The conversion from nbdev's pages to MyST, piece by piece, and the built site: nothing broken, nothing from another host."""
 import ast
 import re
+import shutil
 import subprocess
 import sys
+from base64 import b64encode
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -10,7 +12,11 @@ import pytest
 
 import convert
 import mathtext
+import paper_figures
+import provenance
+import readme
 import results
+import sources
 from conftest import ROOT, notebooks
 
 SITE = ROOT/'_docs'
@@ -33,11 +39,13 @@ def test_directives_go_and_comments_stay():
 
 
 def test_links_between_notebooks_and_out_of_nbs():
-    pages = {'00_core.ipynb': 'core'}
+    pages = {'00_core.ipynb': 'core', 'examples/grade.ipynb': 'example_grade'}
     fix = lambda s: convert.fix_links(s, pages)
     assert fix('[a](00_core.ipynb#rows) [b](other.ipynb)') == '[a](core.ipynb#rows) [b](other.ipynb)'
     assert fix('![f](../figures/f.png) <img src="../figures/g.png">') == '![f](figures/f.png) <img src="figures/g.png">'
     assert fix('[r](../docs/results.md)') == '[r](results.md)' and not convert.local_links('[r](results.md)')
+    assert fix('[h](../docs/pages/howto_model.md#train) [c](../../nbs/00_core.ipynb) [g](../../configs/a.yaml)') == '[h](howto_model.md#train) [c](core.ipynb) [g](configs/a.yaml)'
+    assert fix('[c](../CONTRIBUTING.md) [e](../examples/grade.ipynb)') == '[c](contributing.md) [e](example_grade.ipynb)'
     assert fix('[s](https://a.b/c){target="_blank" style="x"}') == '[s](https://a.b/c)'
 
 
@@ -48,7 +56,7 @@ def test_local_links():
 def test_callouts_become_admonitions():
     assert convert.fix_divs('::: {.callout-note}\ntext\n:::') == ':::{note}\ntext\n:::'
     assert convert.fix_divs('::: {.callout-tip title="Why"}\ntext\n:::') == ':::{admonition} Why\n:class: tip\ntext\n:::'
-    assert convert.fix_divs(':::: {.py-2 .border}\n::::') == '::::{div} py-2 border\n::::'
+    assert convert.fix_divs(':::: {.py-2 .border}\n::::') == '::::{container} py-2 border\n::::'
     with pytest.raises(ValueError, match="callout 'nte' .* one of note, tip"): convert.fix_divs('::: {.callout-nte}')
 
 
@@ -84,6 +92,7 @@ def test_fields_of_a_dataclass_are_shown():
     cell = {'source': '@dataclass\nclass A:\n    n: int = 0  # rows', 'cell_type': 'code', 'outputs': []}
     assert convert.code_cell(cell, True)['metadata'] == {}
     assert convert.code_cell(dict(cell, source='x = 1'), True)['metadata'] == {'tags': ['hide-input']}
+    assert convert.code_cell(dict(cell, source='#| echo: false\nx'), False)['metadata'] == {'tags': ['remove-input']}
 
 
 def test_a_symbol_without_its_signature_is_an_error():
@@ -101,16 +110,16 @@ def test_formulas_are_drawn_here():
 def test_results_page_reads_rows_and_figures(tmp_path):
     for d in ('data/results', 'figures'): (tmp_path/d).mkdir(parents=True)
     (tmp_path/'data/results/table2.csv').write_text('model,n,accuracy\nbase,30,0.123456\nx|y,7,\n')
-    (tmp_path/'data/results/long.csv').write_text('a,b\n' + '1,2\n'*(results.MAX_ROWS + 1))
+    (tmp_path/'data/results/pocket_runs.csv').write_text('a,b\n' + '1,2\n'*(results.MAX_ROWS + 1))
     (tmp_path/'data/results/findings.md').write_text('# Of this run\n\nNo difference.')
     (tmp_path/'figures/loss_curves.png').write_bytes(b'')
     (tmp_path/'docs').mkdir()
     results.write_results([tmp_path/'data'/'results'], tmp_path/'figures', tmp_path/'docs'/'page.md')
     text = (tmp_path/'docs'/'page.md').read_text()
     assert f'## Table 2: base and MCFT\n\n{results.CELL}\n\n| model | n | accuracy |\n| --- | --- | --- |\n| base | 30 | 0.1235 |\n| x\\|y | 7 |  |' in text
-    assert f'- [long.csv](../data/results/long.csv): {results.MAX_ROWS + 1} rows of `a`, `b`' in text
+    assert f'### All pocket runs\n\n{results.MAX_ROWS + 1} rows of `a`, `b`.\n\nRows: [pocket_runs.csv](../data/results/pocket_runs.csv) · cell ' in text
     assert '## Findings in the pocket world\n\nNo difference.' in text and '# Of this run' not in text
-    assert '![Loss curves](../figures/loss_curves.png)' in text and '[table2.csv](../data/results/table2.csv)' in text
+    assert '![Loss curves](../figures/loss_curves.png)' in text and 'Rows: [table2.csv](../data/results/table2.csv) · cell ' in text
 
 
 def test_no_results_is_an_error(tmp_path):
@@ -120,6 +129,94 @@ def test_no_results_is_an_error(tmp_path):
 def test_committed_results_page_is_current(tmp_path):
     results.write_results([ROOT/'data'/'results'], ROOT/'figures', tmp_path/'results.md', ROOT/'docs')
     assert (ROOT/'docs'/'results.md').read_text(encoding='utf-8') == (tmp_path/'results.md').read_text(encoding='utf-8'), 'run python docs/results.py'
+
+
+# Where things come from.
+
+def test_every_published_file_has_a_maker():
+    "Its notebook has the cell, its script is there, and the Makefile knows its target."
+    rules = set(re.findall(r'^([a-z]+):', (ROOT/'Makefile').read_text(), re.M))
+    for f in provenance.published():
+        m = provenance.maker(f)
+        assert (ROOT/m.source).is_file() and (not m.marker or provenance.cell_id(m.source, m.marker)), f
+        if m.command.startswith('make '): assert m.command.split()[1] in rules, m
+    with pytest.raises(ValueError, match='nothing is known about odd.csv: add a line'): provenance.maker(ROOT/'odd.csv')
+
+
+@pytest.fixture
+def repository(tmp_path):
+    "A repository with a published table, and a run that made it."
+    git = lambda *a: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=t', '-c', 'user.email=t@t', *a], check=True, capture_output=True)
+    for d in ('data/results', 'figures', 'runs/p/results', 'runs/p/05_eval/a', 'runs/p/05_eval/b', 'runs/p/figures', 'runs/p/06_ablation'): (tmp_path/d).mkdir(parents=True)
+    for d in ('data/results', 'runs/p/results'): (tmp_path/d/'table1.csv').write_text('a\n1\n')
+    for d in ('figures', 'runs/p/figures'): (tmp_path/d/'loss_curves.csv').write_text('b\n')
+    for d, c in (('05_eval/a', 'a'*40), ('05_eval/b', 'b'*40 + '-dirty'), ('06_ablation', 'c'*40)): (tmp_path/'runs/p'/d/'run.json').write_text(f'{{"commit": "{c}"}}')
+    (tmp_path/'data/results/lr_dev.csv').write_text('c\n')
+    git('init', '-q')
+    git('add', 'data', 'figures')
+    git('commit', '-qm', 'first')
+    return tmp_path
+
+
+def test_publishing_notes_the_run(repository):
+    "A table without a run.json beside it comes from all runs of the stage that makes it; a file that no run made keeps no note."
+    new = provenance.note_run([], repository/'runs'/'p', 'make reproduce', repository)
+    assert set(new) == {'data/results/table1.csv', 'figures/loss_curves.csv'}
+    table = repository/'data'/'results'/'table1.csv'
+    assert provenance.noted(table, repository)['commits'] == ['a'*40, 'b'*40 + '-dirty']
+    assert new['figures/loss_curves.csv']['commits'] == ['c'*40]
+    table.write_text('a\n2\n')
+    assert provenance.noted(table, repository) == {}, 'the note outlived the rows'
+    head = provenance.git('rev-parse', 'HEAD', root=repository)
+    again = provenance.note_run([table], None, 'make audit', repository)['data/results/table1.csv']
+    assert again == dict(command='make audit', commits=[head], digest=provenance.digest(table)), 'the rows themselves are no local change'
+    assert set(provenance.notes(repository)) == {'data/results/table1.csv', 'figures/loss_curves.csv'}
+
+
+def test_a_file_without_a_note_names_the_commit_that_holds_it(repository):
+    head = provenance.git('rev-parse', '--short', 'HEAD', root=repository)
+    assert provenance.committed_in(repository/'data'/'results'/'lr_dev.csv', repository) == head
+    assert provenance.committed_in(repository/'none.csv', repository) == ''
+    assert provenance.short('a'*40) == '`aaaaaaa`' and provenance.short('b'*40 + '-dirty') == '`bbbbbbb` with local changes'
+
+
+def test_tables_of_a_cell_become_rows(tmp_path):
+    cell = dict(cell_type='code', id='abcd1234', source='x', metadata={}, outputs=[{'data': {'text/html': ['<table><tr><th></th><th>a, b</th></tr>', '<tr><th>0</th><td>1</td></tr></table>']}}])
+    before, same, after = sources.add_sources([cell], 'nbs/00_core.ipynb', tmp_path)
+    assert before['source'] == '(core-cell-abcd1234)=' and same == cell
+    assert (tmp_path/'rows'/'core-cell-abcd1234.csv').read_text() == ',"a, b"\n0,1\n'
+    assert after['source'].startswith(':::{container} provenance\nRows: [core-cell-abcd1234.csv](rows/core-cell-abcd1234.csv) · cell [abcd1234](#core-cell-abcd1234) of 00_core.ipynb · `papermill nbs/00_core.ipynb OUT.ipynb` · commit')
+
+
+def test_a_picture_that_is_not_committed_is_an_error(tmp_path):
+    (tmp_path/'known.png').write_bytes(b'known')
+    cell = lambda b, source='show()': dict(id='x', source=source, outputs=[{'data': {'image/png': b64encode(b).decode()}}])
+    assert sources.figure_files(cell(b'known'), tmp_path) == sources.figure_files(cell(b'old', 'save("known")'), tmp_path) == [tmp_path/'known.png']
+    with pytest.raises(ValueError, match='cell x shows a picture that is no file of'): sources.figure_files(cell(b'other'), tmp_path)
+
+
+def test_drawings_of_the_paper_show_the_committed_rows():
+    "Drawn anew they are the files in figures/; as a part of a page they take its colour and tell in words what they show."
+    for name in paper_figures.FIGURES: assert (ROOT/'figures'/f'{name}.svg').read_text(encoding='utf-8') == paper_figures.svg(name), 'run python docs/paper_figures.py'
+    page = sources.with_figures('![Two "rows"](figures/paper_4_inference.svg)')
+    assert 'role="img" aria-label="Two &quot;rows&quot;"' in page and 'currentColor' in page and paper_figures.INK not in page
+    assert 'Rows: [critiques.jsonl](data/pocket/critiques.jsonl), [vector](figures/paper_4_inference.svg) · [paper_figures.py](docs/paper_figures.py)' in page
+    masked = [t for t in paper_figures.tokens() if t[2]]
+    assert masked and {kind for _, kind, _ in masked} == {'critique'}
+
+
+def test_the_findings_of_the_home_page_are_those_of_the_rows(tmp_path):
+    page = tmp_path/'index.ipynb'
+    shutil.copy(ROOT/'nbs'/'index.ipynb', page)
+    assert not readme.refresh(page), 'run make readme'
+    page.write_text(re.sub(r'\d+\.\d% of', '0.1% of', page.read_text()))
+    assert readme.refresh(page) and page.read_text() == (ROOT/'nbs'/'index.ipynb').read_text()
+
+
+def test_tables_made_from_rows_get_their_line():
+    page = sources.with_rows('# A\n\n## B\n\n| x |\n|---|\n| 1 |\n\nText.', {'B': 'contrasts'})
+    assert re.search(r'\| 1 \|\n\n:::\{container\} provenance\nRows: \[contrasts.csv\].*\n:::\n\nText.$', page)
+    with pytest.raises(ValueError, match="below 'C': add it to FOUND"): sources.with_rows('## C\n\n| x |\n|---|', {})
 
 
 # The built site.

@@ -245,9 +245,9 @@ def test_threads_share_nothing_they_should_not():
     assert got == want
 
 
-def test_readme_grades_as_it_says():
-    "The README's lines on grading run, and give a column per grader."
-    code = next(b for b in re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S) if 'mcft.grading' in b)
+def test_the_page_grades_as_it_says():
+    "The lines on grading of the page on benchmarks run, and give a column per grader."
+    code = next(b for b in re.findall(r'```python\n(.*?)```', (ROOT/'docs'/'pages'/'howto_benchmark.md').read_text(encoding='utf-8'), re.S) if 'mcft.grading' in b)
     lines = code.strip().splitlines()
     scope = {}
     exec('\n'.join(lines[:-1]) + '\ntable = ' + lines[-1], scope)

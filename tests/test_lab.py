@@ -1,5 +1,6 @@
 """JupyterLab as `make lab` starts it, in a real browser, on a copy: 03 and 09 by *Run All*, the mask view and the review widget on the screen.
 And what every committed notebook shows a reader: no error stream, no error, no stack of logs."""
+import csv
 import json
 import os
 import re
@@ -17,7 +18,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from conftest import ROOT, notebooks
-from measure.notebooks import error_lines, long_outputs
+from measure.notebooks import FIELDS, error_lines, long_outputs
+from measure.notebooks import notebooks as measured_notebooks
 from test_setup import copy_to
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
@@ -139,3 +141,11 @@ def test_committed_outputs_are_quiet(name):
     assert error_lines(nb) == [], f'{name}: warnings or logs in its outputs'
     assert not [o for c in nb.cells for o in c.get('outputs', []) if o.output_type == 'error']
     assert long_outputs(nb) == [], f'{name}: a stack of logs in its outputs'
+
+
+def test_committed_times_keep_their_bounds():
+    "The stages and the examples at least. On the processors: the clock also counts what else the machine did."
+    rows = list(csv.DictReader((ROOT/'data'/'results'/'notebook_times.csv').open(encoding='utf-8')))
+    names, known = {r['notebook'] for r in rows}, {p.stem for p in measured_notebooks([])}
+    assert list(rows[0]) == FIELDS and names <= known and {n for n in known if re.match('0[1-6]_|[123]_', n)} <= names
+    for r in rows: assert float(r['cpu_seconds']) <= float(r['bound'].split()[1]) and r['long_outputs'] == r['error_lines'] == '0', r

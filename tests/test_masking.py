@@ -332,7 +332,7 @@ def test_in_somebody_elses_script(tmp_path):
     Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tok), hidden_size=16, num_hidden_layers=1, intermediate_size=32, num_attention_heads=2,
                                  num_key_value_heads=2)).save_pretrained(tmp_path/'model')
     code = snippet()
-    assert code in (ROOT/'README.md').read_text(encoding='utf-8'), 'the README shows another snippet than the notebook'
+    assert code in (ROOT/'docs'/'pages'/'howto_model.md').read_text(encoding='utf-8'), 'the page shows another snippet than the notebook'
     assert len([line for line in code.splitlines() if line.strip() and not line.startswith(('from', 'import', ' '))]) <= 10
     code = code.replace('"your/model"', repr(str(tmp_path/'model'))).replace('SFTConfig("out"', 'SFTConfig("out", use_cpu=True, report_to="none"')
     code += '\nimport json\nt = SFTTrainer(model, SFTConfig("o", max_length=None, use_cpu=True, report_to="none"), train_dataset=data, processing_class=tok)\n'

@@ -9,6 +9,7 @@ import pytest
 
 from conftest import ROOT, notebooks
 from mcft.core import check_params, notebook_params, run_notebook
+from measure.notebooks import error_lines, long_outputs
 
 STAGES = notebooks('0[1-6]_*.ipynb')
 
@@ -32,8 +33,9 @@ def test_runs_from_the_root(runs, executed):
     path, run = runs[executed]
     done = run.result()
     assert done.returncode == 0, done.stderr[-3000:]
-    code = [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
-    assert all(c.execution_count for c in code if c.source.strip()), f'{executed}: a cell was not run'
+    nb = nbformat.read(path, 4)
+    assert all(c.execution_count for c in nb.cells if c.cell_type == 'code' and c.source.strip()), f'{executed}: a cell was not run'
+    assert error_lines(nb) == [] and long_outputs(nb) == [], f'{executed}: warnings or logs'
 
 
 @pytest.mark.parametrize('name', STAGES)

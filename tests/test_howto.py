@@ -1,0 +1,60 @@
+"""Every command of the essay and of the how-to pages, as it is written, page by page in a clean copy of the repository."""
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from conftest import ROOT
+from fault_server import FaultServer
+from mcft.core import read_rows
+from test_setup import copy_to
+
+PAGES = sorted(p.stem for p in (ROOT/'docs'/'pages').glob('*.md') if '```bash' in p.read_text(encoding='utf-8'))
+LEAVES = dict(  # page -> what must be there afterwards
+    stages=['runs/essay/eval/run.json'], howto_model=['runs/mine/eval/run.json', 'runs/mine/train/model.safetensors'], howto_teacher=['runs/mine/critique/run.json'],
+    howto_benchmark=['runs/mine/benchmark/verdicts.jsonl', 'runs/mine/overlap/overlap.csv'], howto_cluster=['runs/array/results/pocket_runs.csv', 'runs/array/pair/run.json'])
+
+
+def blocks(page: str) -> list:  # (language, code)
+    "The code of a page; the script for another model is run by tests/test_masking.py."
+    text = (ROOT/'docs'/'pages'/f'{page}.md').read_text(encoding='utf-8')
+    return [(lang, code) for lang, code in re.findall(r'^```(bash|python)\n(.*?)^```', text, re.S | re.M) if 'your/model' not in code]
+
+
+def run_page(page: str, folder) -> list:  # (code, exit status, output) of each block, up to the first that fails
+    "A copy of the working tree, and in it one block after the other."
+    copy_to(folder)
+    out = []
+    with ExitStack() as stack:
+        env = dict(os.environ, PYTHONPATH=str(folder), MCFT_ROOT=str(folder))
+        if page == 'howto_teacher': env |= dict(TEACHER_URL=stack.enter_context(FaultServer()).url, MY_KEY='any')
+        for lang, code in blocks(page):
+            command = ['bash', '-euo', 'pipefail', '-c', code] if lang == 'bash' else [sys.executable, '-c', code]
+            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
+            out.append((code, done.returncode, done.stdout + done.stderr))
+    return out
+
+
+@pytest.fixture(scope='module')
+def runs(request, tmp_path_factory):
+    "The selected pages, two at a time."
+    folders = {i.callspec.params['page']: tmp_path_factory.mktemp('page') for i in request.session.items if 'page' in getattr(getattr(i, 'callspec', None), 'params', {})}
+    with ThreadPoolExecutor(int(os.environ.get('TEST_WORKERS', 2))) as pool:
+        yield {p: (folder, pool.submit(run_page, p, folder)) for p, folder in folders.items()}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_run_as_written(runs, page):
+    folder, run = runs[page]
+    for i, (code, status, said) in enumerate(run.result()):
+        if page == 'howto_teacher' and i == 0: assert status != 0 and 'nothing was sent' in said, said[-2000:]  # the estimate, before anything is paid
+        else: assert status == 0, f'{code}\n{said[-3000:]}'
+    assert set(LEAVES) == set(PAGES)
+    for f in LEAVES[page]: assert (folder/f).exists(), f'{page}: no {f}'
+    if page == 'howto_teacher': assert {r['teacher'] for r in read_rows(folder/'runs/mine/critique/critiques.jsonl', 'critiques')} == {'openai:my-model'}
+    if page == 'stages': assert json.loads((folder/'runs/essay/train/run.json').read_text())['params']['mask_rate'] == 0.2
