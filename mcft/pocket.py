@@ -7,8 +7,8 @@ __all__ = ['SPLITS', 'N_REGISTERS', 'P_HASTY', 'P_WRONG', 'LAYOUTS', 'BOS', 'EOS
            'SETS', 'BENCHMARKS', 'value_of', 'Problem', 'steps', 'answer_of', 'lines', 'written', 'split_of', 'draw',
            'word', 'read_question', 'hasty', 'wrong_rule', 'slip', 'miscopy', 'Check', 'chain_lines', 'check_chain',
            'critique_text', 'teach', 'corpus_row', 'make_tokenizer', 'encode_turns', 'BaseConfig', 'make_model',
-           'pad_right', 'base_arguments', 'train_base', 'problem_set', 'write_problems', 'reference_solution',
-           'write_solutions', 'dev_scores', 'model_card', 'publish_base']
+           'pad_right', 'base_arguments', 'stop_after', 'train_base', 'problem_set', 'write_problems',
+           'reference_solution', 'write_solutions', 'dev_scores', 'model_card', 'publish_base']
 
 # %% ../nbs/00_pocket.ipynb #feafb7a2
 import random, re, shutil, sys
@@ -554,37 +554,54 @@ def pad_right(
 def base_arguments(
     cfg: BaseConfig, # what to train
     folder: Path, # for checkpoints
+    keep: int|None = 2, # checkpoints kept; None = all
 ): # transformers.TrainingArguments
     "The Trainer's settings."
     from transformers import TrainingArguments
     return TrainingArguments(
         str(folder), per_device_train_batch_size=cfg.batch_size, num_train_epochs=1, learning_rate=cfg.lr, lr_scheduler_type="cosine",
         warmup_steps=cfg.warmup_steps, weight_decay=0.05, adam_beta2=0.98, max_grad_norm=1.0, train_sampling_strategy="group_by_length", seed=cfg.seed,
-        logging_steps=50, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=[], use_cpu=True, disable_tqdm=not sys.stderr.isatty())
+        logging_steps=50, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=keep, report_to=[], use_cpu=True, disable_tqdm=not sys.stderr.isatty())
+
+def stop_after(
+    n: int, # updates
+): # a callback of transformers
+    "End a training early, on the schedule of the whole of it."
+    from transformers import TrainerCallback
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step >= n: control.should_training_stop = control.should_log = True
+    return Stop()
 
 def train_base(
     out_dir: str|Path = "runs/base", # run folder; checkpoints go to its `steps/`
     cfg: BaseConfig = BaseConfig(), # what to train
+    stop_after_steps: int = 0, # end after so many updates of the same training: a weaker model; 0 = to the end
+    keep: int|None = 2, # checkpoints kept until the end; None = all, and they stay
 ) -> Path: # folder with model, tokenizer, train_log.jsonl and run.json
     "Train the base from nothing; killed, it goes on from its last checkpoint."
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback, Trainer
     from transformers.utils import logging
-    run = start_run(out_dir, "00_pocket", asdict(cfg))
+    run = start_run(out_dir, "00_pocket", asdict(cfg) | (dict(stop_after_steps=stop_after_steps) if stop_after_steps else {}))
     if run.done: return run.folder
+    if stop_after_steps and (past := [p.name for p in (run.folder/"steps").glob("checkpoint-*") if int(p.name.split("-")[1]) >= stop_after_steps]):
+        raise ValueError(f"{run.folder/'steps'/past[0]} is not before stop_after_steps={stop_after_steps}: keep only earlier ones there, or choose another out_dir")
     torch.set_num_threads(cfg.n_threads); logging.set_verbosity_error(); logging.disable_progress_bar()
     tok = make_tokenizer(cfg.seed, vocab_size=cfg.vocab_size)
     rows = [encode_turns(tok, corpus_row(cfg.seed, i)["turns"]) for i in progress(range(cfg.n_rows), "corpus")]
     model = make_model(cfg, tok); steps = run.folder/"steps"
-    trainer = Trainer(model, base_arguments(cfg, steps), train_dataset=Dataset.from_list(rows), data_collator=pad_right)
+    trainer = Trainer(model, base_arguments(cfg, steps, keep), train_dataset=Dataset.from_list(rows), data_collator=pad_right,
+                      callbacks=[stop_after(stop_after_steps)] if stop_after_steps else [])
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=any(steps.glob("checkpoint-*")) or None)
     model.save_pretrained(run.folder); tok.save_pretrained(run.folder)
     log = [r for r in trainer.state.log_history if "loss" in r]
     write_rows(run.folder/"train_log.jsonl", log)
-    run.finish(n_rows=cfg.n_rows, n_tokens=sum(r["length"] for r in rows), n_parameters=model.num_parameters(), loss=log[-1]["loss"])
-    shutil.rmtree(steps)
+    share = trainer.state.global_step/trainer.state.max_steps
+    run.finish(n_rows=round(share*cfg.n_rows), n_tokens=round(share*sum(r["length"] for r in rows)), n_parameters=model.num_parameters(), loss=log[-1]["loss"], steps=trainer.state.global_step)
+    if keep: shutil.rmtree(steps)
     return run.folder
 
 # %% ../nbs/00_pocket.ipynb #7fc81ae4

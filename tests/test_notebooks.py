@@ -1,4 +1,4 @@
-"""Every notebook by the command the README gives, from the repository root, at its defaults; misspelt parameters are refused."""
+"""Every notebook by the command the README gives, from the repository root, at its defaults (08 in a smaller size); misspelt parameters are refused."""
 import os
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from mcft.core import check_params, notebook_params, run_notebook
 from measure.notebooks import error_lines, long_outputs
 
 STAGES = notebooks('0[1-6]_*.ipynb')
+SMALLER = {'08_rl.ipynb': ('-p', 'n_steps', '4', '-p', 'eval_problems', '4')}  # minutes at its defaults, which nbdev_test runs
 
 
 def papermill(name, out, *args):
@@ -25,7 +26,7 @@ def runs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp('executed')
     names = [i.callspec.params['executed'] for i in request.session.items if 'executed' in getattr(getattr(i, 'callspec', None), 'params', {})]
     with ThreadPoolExecutor(int(os.environ.get('TEST_WORKERS', 2))) as pool:
-        yield {n: (folder/n, pool.submit(papermill, n, folder/n)) for n in names}
+        yield {n: (folder/n, pool.submit(papermill, n, folder/n, *SMALLER.get(n, ()))) for n in names}
 
 
 @pytest.mark.parametrize('executed', notebooks())
