@@ -123,8 +123,7 @@ def output_markdown(
 def code_cell(cell, exported: bool) -> dict:
     "A code cell without directives; exported ones folded, but for dataclasses, whose signature does not say what fields mean."
     tags = ['remove-input'] if cell['source'].startswith('#| echo: false') else []
-    alt = re.search(r'^#\| *fig-alt: *(.+)$', cell['source'], re.M)
-    cell = dict(cell, source=strip_directives(cell['source']), metadata=({'tags': tags} if tags else {}) | ({'alt': alt[1]} if alt else {}))
+    cell = dict(cell, source=strip_directives(cell['source']), metadata={'tags': tags} if tags else {})
     if exported and '@dataclass' not in cell['source']: cell['metadata']['tags'] = ['hide-input']
     return cell
 

@@ -51,6 +51,8 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     accuracy_by_arm=('Accuracy of every arm', ''),
     accuracy_by_mask_rate=('Accuracy against the mask rate', ''),
     learning_rates=('Accuracy against the learning rate', ''),
+    displacement_plot=('After stage 04: preferences, an example run', ''),
+    pass_and_cons=('After stage 04: reinforcement, an example run', ''),
     loss_by_part=('Loss by part of what is learned', ''),
     pocket_runs=('All pocket runs', 'One row per run and benchmark: what the tables and figures above are made from.'),
 )

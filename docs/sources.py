@@ -39,7 +39,7 @@ def figure_files(cell: dict, folder: Path = ROOT/'figures') -> list:  # committe
     if len(named) == len(shown): return named
     known = {hashlib.sha256(f.read_bytes()).digest(): f for f in folder.glob('*.png')}
     found = [known.get(hashlib.sha256(b).digest()) for b in shown]
-    if None in found: raise ValueError(f"cell {cell['id']} shows a picture that is no file of {folder.name}/: run the notebook on the committed rows, and commit both; or say in the cell what an example's picture shows, `#| fig-alt: …`")
+    if None in found: raise ValueError(f"cell {cell['id']} shows a picture that is no file of {folder.name}/: run the notebook on the committed rows, and commit both")
     return found
 
 
@@ -62,17 +62,6 @@ def table_line(cell: dict, tables: list, source: str, folder: Path) -> str:
     return boxed([f'Rows: {", ".join(links)}', f"cell [{cell['id']}](#{place}) of {Path(source).name}", f'`papermill {source} OUT.ipynb`', f'commit {short(c)}' if c else 'commit not recorded'])
 
 
-def own_pictures(cell: dict, source: str, folder: Path) -> str:
-    "The pictures of a run that publishes none, as the cell shows them; its `#| fig-alt:` says what is on them."
-    place, out, c = anchor(source, cell['id']), [], committed_in(ROOT/source)
-    for i, picture in enumerate(images(cell)):
-        (folder/ROWS).mkdir(exist_ok=True)
-        file = folder/ROWS/f'{place}{"-" + str(i + 1) if i else ""}.png'
-        file.write_bytes(picture)
-        out.append(f"![{cell['metadata']['alt']}]({ROWS}/{file.name})")
-    return '\n\n'.join([*out, boxed([f"cell [{cell['id']}](#{place}) of {Path(source).name}", f'`papermill {source} OUT.ipynb`', f'commit {short(c)}' if c else 'commit not recorded'])])
-
-
 def markdown(md: str, id: str) -> dict:
     "A cell of its own."
     return {'cell_type': 'markdown', 'id': id, 'metadata': {}, 'source': md}
@@ -87,14 +76,11 @@ def add_sources(
     makers, out = {cell_id(m.source, m.marker) for m in MAKERS if m.source == source}, []
     for cell in cells:
         if cell['cell_type'] == 'markdown': cell = dict(cell, source=with_figures(cell['source']))
-        own = 'alt' in cell.get('metadata', {}) and images(cell)
-        tables, figures = (html_tables(cell), [] if own else figure_files(cell)) if cell.get('outputs') else ([], [])
-        if cell['id'] in makers or tables or own: out.append(markdown(f"({anchor(source, cell['id'])})=", f"{cell['id']}-at"))
-        pictures = own and own_pictures(cell, source, folder)
-        if figures or own: cell = dict(cell, outputs=[o for o in cell['outputs'] if 'image/png' not in o.get('data', {})])
+        tables, figures = (html_tables(cell), figure_files(cell)) if cell.get('outputs') else ([], [])
+        if cell['id'] in makers or tables: out.append(markdown(f"({anchor(source, cell['id'])})=", f"{cell['id']}-at"))
+        if figures: cell = dict(cell, outputs=[o for o in cell['outputs'] if 'image/png' not in o.get('data', {})])
         out.append(cell)
         if tables: out.append(markdown(table_line(cell, tables, source, folder), f"{cell['id']}-rows"))
-        if own: out.append(markdown(pictures, f"{cell['id']}-pictures"))
         out += [markdown(figure_markdown(f), f"{cell['id']}-{f.stem}") for f in figures]
     return out
 

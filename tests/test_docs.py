@@ -195,14 +195,6 @@ def test_a_picture_that_is_not_committed_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='cell x shows a picture that is no file of'): sources.figure_files(cell(b'other'), tmp_path)
 
 
-def test_a_picture_of_an_example_is_told_in_words(tmp_path):
-    "The cell says what is on it; the page shows its own copy, with the place that made it."
-    cell = convert.code_cell(dict(cell_type='code', id='abcd1234', source='#| fig-alt: Two lines that cross\nshow()', outputs=[{'data': {'image/png': b64encode(b'picture').decode()}}]), False)
-    before, same, after = sources.add_sources([cell], 'nbs/00_core.ipynb', tmp_path)
-    assert before['source'] == '(core-cell-abcd1234)=' and same['source'] == 'show()' and same['outputs'] == []
-    assert after['source'].startswith('![Two lines that cross](rows/core-cell-abcd1234.png)') and (tmp_path/'rows'/'core-cell-abcd1234.png').read_bytes() == b'picture'
-
-
 def test_drawings_of_the_paper_show_the_committed_rows():
     "Drawn anew they are the files in figures/; as a part of a page they take its colour and tell in words what they show."
     for name in paper_figures.FIGURES: assert (ROOT/'figures'/f'{name}.svg').read_text(encoding='utf-8') == paper_figures.svg(name), 'run python docs/paper_figures.py'
