@@ -146,18 +146,20 @@ def plot_masked_loss(
 ): # (matplotlib figure, DataFrame of what is drawn)
     "Loss of kept and masked critique tokens at the end, by mask rate, and their difference within each run."
     plt, sns = style(); d = runs[runs.arm.str.fullmatch(r"cft|mcft \d\.\d\d")].assign(rate=lambda d: d.arm.str.extract(r"(\d\.\d\d)")[0].astype(float).fillna(0))
-    d = d.assign(gap=d.loss_masked - d.loss_kept); s = d.groupby("rate")[["loss_kept", "loss_masked"]].mean()
+    d = d.assign(gap=d.loss_masked - d.loss_kept); parts = dict(kept="kept: carries loss", masked="masked: carries none")
+    s = pd.DataFrame([dict(rate=r, **{k: v for p in parts for k, v in zip((f"loss_{p}", f"{p}_low", f"{p}_high"), t_interval(g[f"loss_{p}"].dropna()))}) for r, g in d.groupby("rate")])
     gap = pd.DataFrame([dict(rate=r, n_seeds=len(g), **dict(zip(("gap", "low", "high"), t_interval(g)))) for r, g in d.dropna(subset="gap").groupby("rate").gap])
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
-    for (col, label), m, color in zip(dict(loss_kept="kept: carries loss", loss_masked="masked: carries none").items(), "o^", sns.color_palette()):
-        g = s[col].dropna(); left.plot(g.index, g, marker=m, color=color, label=label)
-    left.set_ylabel("loss (nats per critique token)"); left.legend(fontsize=9, frameon=True); c, m, face = look("mcft 0.20")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2))
+    for i, (part, label) in enumerate(parts.items()):
+        g = s.dropna(subset=f"loss_{part}"); m = g[f"loss_{part}"]; err = [(m - g[f"{part}_low"]).fillna(0), (g[f"{part}_high"] - m).fillna(0)]
+        left.errorbar(g.rate + .012*(2*i - 1), m, yerr=err, marker="o^"[i], color=sns.color_palette()[i], capsize=3, lw=1.2, label=label)
+    left.set_ylabel("loss (nats per critique token)"); left.legend(fontsize=9, loc="upper center", bbox_to_anchor=(.5, -.2), ncols=2); c, m, face = look("mcft 0.20")
     if len(gap): right.errorbar(gap.rate, gap.gap, yerr=[(gap.gap - gap.low).fillna(0), (gap.high - gap.gap).fillna(0)], fmt=m, color=c, mfc=face, capsize=4)
-    right.axhline(0, color="0.4", lw=1); right.set_ylabel("masked − kept, same runs (nats)")
+    right.axhline(0, color="0.4", lw=1); right.set_ylabel("masked − kept (nats)")
     for ax in (left, right): ax.set_xlabel("share of critique tokens masked"); ax.set_xlim(-.05, 1.05)
-    left.set_title(f"End of training, training rows ({d.groupby('arm').seed.nunique().min()} to {d.groupby('arm').seed.nunique().max()} seeds)", fontsize=11)
-    right.set_title("95% intervals over seeds", fontsize=11); fig.tight_layout()
-    return fig, s.reset_index().merge(gap, on="rate", how="left") if len(gap) else s.reset_index()
+    left.set_title(f"Training rows, end of training ({d.groupby('arm').seed.nunique().min()} to {d.groupby('arm').seed.nunique().max()} seeds)", fontsize=11)
+    right.set_title("Difference in the same runs; 95% intervals", fontsize=11); fig.tight_layout()
+    return fig, s.merge(gap, on="rate", how="left") if len(gap) else s
 
 # %% ../nbs/13_experiment.ipynb #190cdb18
 _ABOUT = ("The paper trains DeepScaleR-1.5B with two mask rates, one run each, and reads their equal scores as robustness. Its release supports neither the claim nor its opposite: the collator of the "
