@@ -18,7 +18,7 @@ from conftest import ROOT
 from measure import packaging
 from test_setup import MODULES, copy_to, groups, requirements
 
-LIGHT = [m for m in MODULES if m not in ('dataset', 'train')]
+LIGHT = [m for m in MODULES if m not in ('dataset', 'midtrain', 'preference', 'rl', 'train')]
 # Python's own finders, without the packages that an empty environment with `pip install .` would lack.
 HIDE = '''
 import sys
