@@ -39,7 +39,7 @@ SPANS = {
     r"python -c 'import mcft\.grading, math_verify'": (HERE, 'import mcft.grading, math_verify'),
     r'(MCFT_BASE_URL=\S+ )?papermill examples/.*': ('tests/test_examples.py', 'test_its_own_command'),
     r'papermill -f configs/protocols/NAME\.yaml': (HERE, "'protocols'"),
-    r'papermill nbs/00_overlap\.ipynb .*': ('tests/test_notebooks.py', 'test_runs_from_the_root'),
+    r'papermill nbs/(00_overlap|07_preference|08_rl)\.ipynb .*': ('tests/test_notebooks.py', 'test_runs_from_the_root'),
     r'transformers serve': ('tests/test_generate.py', "'serve'"),
     r"pip install( (\.|'\.\[\w+\]'))?": ('tests/test_packaging.py', "'-m', 'build'"),
     r'\.venv/bin/nbdev_install_hooks': (HERE, 'nbdev_install_hooks'),
