@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PUBLIC', 'JUDGES', 'ARM', 'METRICS', 'RUN_FIELDS', 'TITLES', 'ABSENT', 'TABLE_FIELDS', 'EvalConfig', 'load_problems',
            'pick_problems', 'prompt_of', 'backend_of', 'response_row', 'respond_all', 'verdict_rows', 'differing',
-           'score_table', 'pass_curve', 'measure', 'read_arm', 'evaluate', 'collect', 'compare_runs', 'cell',
-           'count_of', 'paper_cells', 'released_cells', 'pool_seeds', 'layout', 'table_cells', 'build_tables']
+           'score_table', 'pass_curve', 'measure', 'read_arm', 'continued_arm', 'evaluate', 'collect', 'compare_runs',
+           'cell', 'count_of', 'paper_cells', 'released_cells', 'pool_seeds', 'layout', 'table_cells', 'build_tables']
 
 # %% ../nbs/05_eval.ipynb #b1b4970b
 from dataclasses import dataclass, field
@@ -212,6 +212,14 @@ def read_arm(
     if missing := [k for k in (*ARM, "seed") if k not in p]:
         raise ValueError(f"{resolve(model_dir)}/run.json: params lack {missing}; train the checkpoint again with this version")
     return dict(run=name, **{k: p[k] for k in (*ARM, "seed")})
+
+def continued_arm(
+    model_dir: str|Path, # checkpoint that a later training starts from
+    method: str, # of that training, e.g. grpo
+) -> dict: # method, mask_rate, mix_question_only, start_seed
+    "What a checkpoint that goes on from another one says of itself, so that `read_arm` knows it."
+    start = read_arm(model_dir)
+    return dict(method=f"{start['method']} + {method}", mask_rate=start["mask_rate"], mix_question_only=start["mix_question_only"], start_seed=start["seed"])
 
 # %% ../nbs/05_eval.ipynb #bbc63c07
 def _key_parts(cfg: EvalConfig) -> tuple: # parameters and input files that change an answer; public problems, None: a file has them

@@ -23,8 +23,9 @@ from trl import SFTConfig, SFTTrainer
 from .core import is_hub, model_files, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .generate import chat_prompt, prompt_ids
 from .masking import IGNORE, load_tokenizer
-from .preference import StepLog, use_cpu
-from .train import SCHEDULERS, EpochOrder, check_state, label_nll, last_state, load_model, quiet, split_validation
+from .devices import use_cpu
+from .preference import StepLog
+from .train import SCHEDULERS, EpochOrder, OrderedTrainer, check_state, label_nll, last_state, load_model, quiet, split_validation, trainer_arguments
 
 # %% ../nbs/14_midtrain.ipynb #de34dc96
 def rejection_sample(
@@ -195,21 +196,11 @@ def check_midtrain(
         if (v := getattr(cfg, name)) % cfg.log_steps: raise ValueError(f"{name}={v} is no multiple of log_steps={cfg.log_steps}")
 
 # %% ../nbs/14_midtrain.ipynb #a75d9d75
-class PackTrainer(SFTTrainer):
+class PackTrainer(OrderedTrainer, SFTTrainer):
     "TRL's trainer on sequences that are packed already."
     def __init__(self, *args, order: EpochOrder, packing: str, **kwargs):
         self.order = order
         super().__init__(*args, data_collator=_collator(packing, kwargs["processing_class"].pad_token_id or 0), **kwargs)
-
-    def _send_telemetry(self): "Nothing leaves this machine."
-
-    def _get_train_sampler(self, dataset=None): return self.order
-
-    def training_step(self, *args, **kwargs):
-        "One forward and backward pass; a loss that is no number stops the run."
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss): raise ValueError(f"the loss is {loss.item()} at update {self.state.global_step + 1}: lower lr (now {self.args.learning_rate})")
-        return loss
 
 def pack_config(
     cfg: MidtrainConfig, # a run's parameters
@@ -217,13 +208,7 @@ def pack_config(
     cpu: bool, # train on the CPU
 ) -> SFTConfig: # TRL's arguments
     "Our parameters in TRL's words."
-    return SFTConfig(
-        output_dir=str(folder), per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.grad_accumulation, num_train_epochs=cfg.epochs,
-        max_steps=cfg.max_steps, learning_rate=cfg.lr, warmup_steps=cfg.warmup, lr_scheduler_type=cfg.scheduler, optim="adamw_torch",
-        weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, bf16=cfg.bf16, gradient_checkpointing=cfg.gradient_checkpointing, use_cpu=cpu,
-        seed=cfg.seed, data_seed=cfg.seed, loss_type="nll", max_length=None, dataset_kwargs=dict(skip_prepare_dataset=True), logging_steps=cfg.log_steps,
-        logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, dataloader_pin_memory=not cpu,
-        save_strategy="steps" if cfg.save_steps else "no", save_steps=cfg.save_steps or 500, save_total_limit=1)
+    return SFTConfig(**trainer_arguments(cfg, folder, cpu), optim="adamw_torch", report_to="none", loss_type="nll", dataset_kwargs=dict(skip_prepare_dataset=True))
 
 # %% ../nbs/14_midtrain.ipynb #c725b140
 @dataclass
@@ -272,7 +257,7 @@ def make_pack_trainer(
     packed = pack_rows(data.rows, cfg.packing, cfg.pack_length)
     order = EpochOrder([len(x) for x in packed["input_ids"]], cfg.batch_size*cfg.grad_accumulation, cfg.seed, cfg.packing == "none")
     log = StepLog(folder/"train_log.jsonl", lambda: held_out_loss(model, data.val, tok.pad_token_id or 0), cfg.watch_steps)
-    trainer = PackTrainer(model=model, args=pack_config(cfg, folder/"steps", use_cpu(cfg)), train_dataset=packed, processing_class=tok, callbacks=[log, *callbacks], order=order,
+    trainer = PackTrainer(model=model, args=pack_config(cfg, folder/"steps", use_cpu(cfg.device)), train_dataset=packed, processing_class=tok, callbacks=[log, *callbacks], order=order,
                           packing=cfg.packing)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -290,7 +275,7 @@ def midtrain(
     callbacks: list = (), # more of transformers' callbacks
 ) -> dict: # contents of run.json
     "Train on packed chains, or say what a complete run of the same key says."
-    cpu = use_cpu(cfg); run = open_midtrain(cfg)
+    cpu = use_cpu(cfg.device); run = open_midtrain(cfg)
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):
         tok = load_tokenizer(cfg.model_dir, cfg.revision); data = load_chains(cfg, tok); pad = tok.pad_token_id or 0

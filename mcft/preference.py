@@ -7,8 +7,8 @@ __all__ = ['NEAR', 'STILL', 'METHODS', 'LOSSES', 'edit_distance', 'distance', 'l
            'rewrite_candidates', 'pick_pairs', 'completion_logps', 'redi_loss', 'encode_pairs', 'pair_logps',
            'PairTrainer', 'displacement', 'displacement_table', 'StepLog', 'PreferenceConfig', 'source_of',
            'check_preference', 'PairData', 'make_pairs', 'load_pairs', 'pair_stats', 'dpo_config', 'make_pair_trainer',
-           'token_counts', 'use_cpu', 'preference_params', 'open_preference', 'prefer', 'start_model',
-           'preference_summary', 'plot_displacement']
+           'token_counts', 'preference_params', 'open_preference', 'prefer', 'start_model', 'preference_summary',
+           'plot_displacement']
 
 # %% ../nbs/07_preference.ipynb #34461a73
 import re, shutil, time
@@ -25,12 +25,13 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import selective_log_softmax
 from .core import append_rows, is_hub, model_files, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
-from .eval import read_arm
+from .devices import use_cpu
+from .eval import continued_arm
 from .figures import save_figure, style
 from .format import solution_text
 from .generate import chat_prompt, prompt_ids, weights_revision
 from .masking import load_tokenizer
-from .train import SCHEDULERS, EpochOrder, check_state, last_state, load_model, quiet
+from .train import SCHEDULERS, EpochOrder, OrderedTrainer, check_state, last_state, load_model, quiet, trainer_arguments
 
 # %% ../nbs/07_preference.ipynb #14f99eee
 NEAR = ("edit", "lines", "length", "none") # what makes a wrong chain near
@@ -167,25 +168,17 @@ def pair_logps(
     return out
 
 # %% ../nbs/07_preference.ipynb #bcd1b348
-class PairTrainer(DPOTrainer):
+class PairTrainer(OrderedTrainer, DPOTrainer):
     "TRL's trainer on ready pairs; with `alpha` the loss is REDI's."
+    advice = " or alpha"
+
     def __init__(self, *args, order: EpochOrder, alpha: float|None = None, **kwargs):
         self.order, self.redi = order, alpha
         super().__init__(*args, **kwargs)
 
-    def _send_telemetry(self): "Nothing leaves this machine."
-
     def _prepare_dataset(self, dataset, *args): return dataset # ids are ready
 
     def _precompute_ref_logps(self, dataset, *args): return dataset # and so are the start's log-probabilities
-
-    def _get_train_sampler(self, dataset=None): return self.order
-
-    def training_step(self, *args, **kwargs):
-        "One forward and backward pass; a loss that is no number stops the run."
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss): raise ValueError(f"the loss is {loss.item()} at update {self.state.global_step + 1}: lower lr (now {self.args.learning_rate}) or alpha")
-        return loss
 
     def _compute_loss(self, model, inputs, return_outputs):
         if self.redi is None: return super()._compute_loss(model, inputs, return_outputs)
@@ -406,13 +399,7 @@ def dpo_config(
 ) -> DPOConfig: # TRL's arguments
     "Our parameters in TRL's words."
     losses = dict(loss_type=[cfg.loss_type, "sft"], loss_weights=[1., cfg.sft_weight]) if cfg.sft_weight else dict(loss_type=[cfg.loss_type])
-    return DPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.grad_accumulation, num_train_epochs=cfg.epochs,
-        max_steps=cfg.max_steps, learning_rate=cfg.lr, warmup_steps=cfg.warmup, lr_scheduler_type=cfg.scheduler, optim="adamw_torch",
-        weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, bf16=cfg.bf16, gradient_checkpointing=cfg.gradient_checkpointing, use_cpu=cpu,
-        seed=cfg.seed, data_seed=cfg.seed, beta=cfg.beta, **losses, precompute_ref_log_probs=True, max_length=None, logging_steps=cfg.log_steps,
-        logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, dataloader_pin_memory=not cpu,
-        save_strategy="steps" if cfg.save_steps else "no", save_steps=cfg.save_steps or 500, save_total_limit=1)
+    return DPOConfig(**trainer_arguments(cfg, folder, cpu), optim="adamw_torch", report_to="none", beta=cfg.beta, **losses, precompute_ref_log_probs=True)
 
 def make_pair_trainer(
     cfg: PreferenceConfig, # a run's parameters
@@ -430,7 +417,7 @@ def make_pair_trainer(
     names = [p["id"] for p in data.pairs]
     at = sorted(range(len(names)), key=lambda i: stable_seed("watch", cfg.seed, names[i]))[:cfg.watch_pairs]; seen, n_tok = [data.rows[i] for i in at], token_counts(data.rows)[at]
     log = StepLog(folder/"train_log.jsonl", lambda: displacement(before[at], pair_logps(model, seen, cfg.batch_size, tok.pad_token_id or 0), n_tok), cfg.watch_steps)
-    trainer = PairTrainer(model=model, args=dpo_config(cfg, folder/"steps", use_cpu(cfg)), train_dataset=Dataset.from_list(start), processing_class=tok,
+    trainer = PairTrainer(model=model, args=dpo_config(cfg, folder/"steps", use_cpu(cfg.device)), train_dataset=Dataset.from_list(start), processing_class=tok,
                           callbacks=[log, *callbacks], order=order, alpha=cfg.alpha if cfg.method == "redi" else None)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -442,21 +429,13 @@ def token_counts(
     "Lengths of the completions."
     return np.array([[len(r["chosen_ids"]), len(r["rejected_ids"])] for r in rows])
 
-def use_cpu(
-    cfg: PreferenceConfig, # a run's parameters
-) -> bool: # True = train on the CPU
-    "Is what the run asks for there?"
-    if cfg.device == "cuda" and not torch.cuda.is_available(): raise ValueError("device='cuda', but torch finds no GPU: use device='auto' or 'cpu'")
-    return cfg.device == "cpu" or not torch.cuda.is_available()
-
 # %% ../nbs/07_preference.ipynb #0283e4e8
 def preference_params(
     cfg: PreferenceConfig, # a run's parameters
 ) -> dict: # what goes into the run key
     "Everything that changes the weights or the log, with the arm that the checkpoint belongs to; `preference` is the config's `method`."
-    start = read_arm(cfg.model_dir); params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "save_steps", "resume")}
-    arm = dict(method=f"{start['method']} + {cfg.method}", mask_rate=start["mask_rate"], mix_question_only=start["mix_question_only"], start_seed=start["seed"])
-    return params | arm | dict(preference=cfg.method)
+    params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "save_steps", "resume")}
+    return params | continued_arm(cfg.model_dir, cfg.method) | dict(preference=cfg.method)
 
 def open_preference(
     cfg: PreferenceConfig, # a run's parameters
@@ -470,7 +449,7 @@ def prefer(
     callbacks: list = (), # more of transformers' callbacks
 ) -> dict: # contents of run.json
     "Train on pairs, or say what a complete run of the same key says."
-    cpu = use_cpu(cfg); run = open_preference(cfg)
+    cpu = use_cpu(cfg.device); run = open_preference(cfg)
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):
         tok = load_tokenizer(cfg.model_dir, cfg.revision); data = load_pairs(cfg, tok)

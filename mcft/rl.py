@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from .core import is_hub, model_files, model_source, progress, read_rows, resolve, run_info, stable_seed, start_run
-from .devices import from_main, is_main, world_size
-from .eval import EvalConfig, evaluate, read_arm, score_table
+from .devices import from_main, is_main, use_cpu, world_size
+from .eval import EvalConfig, continued_arm, evaluate, read_arm, score_table
 from .figures import look, save_figure, style
 from .format import critique_prompt, parse_target
 from .generate import completion, load_tokenizer
@@ -135,9 +135,7 @@ def check_platform(
     cfg: RLConfig, # a run's parameters
 ) -> bool: # True = train on the CPU
     "Is what the run asks for there?"
-    cuda = torch.cuda.is_available()
-    if cfg.device == "cuda" and not cuda: raise ValueError("device='cuda', but torch finds no GPU: use device='auto' or 'cpu'")
-    cpu = cfg.device == "cpu" or not cuda
+    cpu = use_cpu(cfg.device)
     if cfg.engine and cpu: raise ValueError(f"engine={cfg.engine!r} needs a GPU: leave it '' to sample with transformers")
     if cfg.engine and find_spec("vllm") is None: raise ValueError(f"engine={cfg.engine!r} needs the package vllm: pip install -e '.[gpu]', or leave it ''")
     return cpu
@@ -519,10 +517,8 @@ def run_params(
     extra: dict|None = None, # name -> (reward, weight)
 ) -> dict: # what goes into the run key
     "Everything that changes the weights or the log, with the arm that the checkpoint belongs to."
-    start = read_arm(cfg.model_dir)
     params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "save_steps", "resume")}
-    arm = dict(method=f"{start['method']} + grpo", mask_rate=start["mask_rate"], mix_question_only=start["mix_question_only"], start_seed=start["seed"])
-    return params | arm | dict(extra={k: w for k, (_, w) in (extra or {}).items()})
+    return params | continued_arm(cfg.model_dir, "grpo") | dict(extra={k: w for k, (_, w) in (extra or {}).items()})
 
 def open_run(
     cfg: RLConfig, # a run's parameters

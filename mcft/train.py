@@ -6,10 +6,10 @@
 __all__ = ['METHODS', 'OPTIMIZERS', 'SCHEDULERS', 'LOADERS', 'REPORTS', 'PARTS', 'SANITY', 'TrainConfig', 'check_config',
            'mask_spec', 'update_size', 'check_platform', 'pick_rows', 'draw_critiques', 'main_layout', 'training_rows',
            'split_validation', 'label_rows', 'EpochOrder', 'row_parts', 'count_labels', 'check_counts', 'check_share',
-           'LabelGuard', 'label_nll', 'use_label_head', 'part_losses', 'MaskedTrainer', 'TrainLog', 'sft_config',
-           'reporters', 'check_vocabulary', 'load_model', 'quiet', 'TrainData', 'load_data', 'measurements',
-           'make_trainer', 'overfit', 'check_overfit', 'last_state', 'check_state', 'run_params', 'open_run',
-           'Snapshots', 'train', 'join', 'launch', 'main', 'summary']
+           'LabelGuard', 'label_nll', 'use_label_head', 'part_losses', 'OrderedTrainer', 'trainer_arguments',
+           'MaskedTrainer', 'TrainLog', 'sft_config', 'reporters', 'check_vocabulary', 'load_model', 'quiet',
+           'TrainData', 'load_data', 'measurements', 'make_trainer', 'overfit', 'check_overfit', 'last_state',
+           'check_state', 'run_params', 'open_run', 'Snapshots', 'train', 'join', 'launch', 'main', 'summary']
 
 # %% ../nbs/04_train.ipynb #7df76083
 import argparse, json, math, shutil, sys, time
@@ -28,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 from .core import append_rows, is_hub, model_files, model_source, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
-from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes, world_size
+from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes, use_cpu, world_size
 from .masking import (IGNORE, KINDS, PRESETS, MaskPlan, MaskSpec, load_tokenizer, mask_band, mask_id, mask_moments, preset, read_scores)
 
 # %% ../nbs/04_train.ipynb #eb3f5698
@@ -165,9 +165,7 @@ def check_platform(
     cfg: TrainConfig, # a run's parameters
 ) -> bool: # True = train on the CPU
     "Is what the run asks for there?"
-    cuda = torch.cuda.is_available()
-    if cfg.device == "cuda" and not cuda: raise ValueError("device='cuda', but torch finds no GPU: use device='auto' or 'cpu'")
-    cpu = cfg.device == "cpu" or not cuda
+    cpu = use_cpu(cfg.device)
     if cfg.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise ValueError("optimizer='adamw_8bit' needs bitsandbytes: pip install -e '.[gpu]', or use optimizer='adamw_torch'")
     if cfg.optimizer == "adamw_8bit" and cpu: raise ValueError("optimizer='adamw_8bit' needs a GPU: use optimizer='adamw_torch' on the CPU")
@@ -442,12 +440,10 @@ def part_losses(
     model.train(was)
     return {f"loss_{k}": float(total[k]/n[k]) for k in names if n[k] and k != "eos"}
 
-# %% ../nbs/04_train.ipynb #12d027f3
-class MaskedTrainer(SFTTrainer):
-    "TRL's trainer with a guard in front of the loss."
-    def __init__(self, *args, guard: LabelGuard, order: EpochOrder, log_rows, **kwargs): # log_rows: a TrainLog
-        self.guard, self.order, self.log_rows, self.busy = guard, order, log_rows, 0.0
-        super().__init__(*args, **kwargs)
+# %% ../nbs/04_train.ipynb #7b52d0e2
+class OrderedTrainer:
+    "In front of one of TRL's trainers: rows in the given `order`, an error at a loss that is no number."
+    advice = "" # what helps besides a lower learning rate
 
     def _send_telemetry(self): "Nothing leaves this machine."
 
@@ -455,11 +451,35 @@ class MaskedTrainer(SFTTrainer):
 
     def training_step(self, *args, **kwargs):
         "One forward and backward pass; a loss that is no number stops the run."
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss): raise ValueError(f"the loss is {loss.item()} at update {self.state.global_step + 1}: lower lr (now {self.args.learning_rate}){self.advice}")
+        return loss
+
+def trainer_arguments(
+    cfg, # a run's parameters, of this stage or of one that goes on from it
+    folder: Path, # where resumable states go
+    cpu: bool, # train on the CPU
+) -> dict: # names of TRL's arguments
+    "The parameters that all trainings share, in TRL's words."
+    return dict(
+        output_dir=str(folder), per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.grad_accumulation,
+        num_train_epochs=cfg.epochs, max_steps=cfg.max_steps, learning_rate=cfg.lr, warmup_steps=cfg.warmup, lr_scheduler_type=cfg.scheduler,
+        weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, bf16=cfg.bf16, gradient_checkpointing=cfg.gradient_checkpointing,
+        use_cpu=cpu, seed=cfg.seed, data_seed=cfg.seed, max_length=None, logging_steps=cfg.log_steps, logging_nan_inf_filter=False, disable_tqdm=True,
+        dataloader_pin_memory=not cpu, save_strategy="steps" if cfg.save_steps else "no", save_steps=cfg.save_steps or 500, save_total_limit=1)
+
+# %% ../nbs/04_train.ipynb #12d027f3
+class MaskedTrainer(OrderedTrainer, SFTTrainer):
+    "TRL's trainer with a guard in front of the loss."
+    advice = " or raise warmup"
+    def __init__(self, *args, guard: LabelGuard, order: EpochOrder, log_rows, **kwargs): # log_rows: a TrainLog
+        self.guard, self.order, self.log_rows, self.busy = guard, order, log_rows, 0.0
+        super().__init__(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        "One forward and backward pass, timed."
         t0, guard0 = time.perf_counter(), self.guard.seconds
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()} at update {self.state.global_step + 1}: lower lr (now {self.args.learning_rate}) or raise "
-                             "warmup")
         self.busy += time.perf_counter() - t0 - (self.guard.seconds - guard0)
         return loss
 
@@ -527,14 +547,9 @@ def sft_config(
 ) -> SFTConfig: # TRL's arguments
     "Our parameters in TRL's words."
     args = SFTConfig(
-        output_dir=str(folder), per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.grad_accumulation,
-        num_train_epochs=cfg.epochs, max_steps=cfg.max_steps, learning_rate=cfg.lr, warmup_steps=cfg.warmup, lr_scheduler_type=cfg.scheduler,
-        optim=cfg.optimizer, weight_decay=cfg.weight_decay, max_grad_norm=cfg.max_grad_norm, bf16=cfg.bf16,
-        gradient_checkpointing=cfg.gradient_checkpointing, use_cpu=cpu, seed=cfg.seed, data_seed=cfg.seed, loss_type="nll",
-        max_length=None, dataset_kwargs=dict(skip_prepare_dataset=True), remove_unused_columns=False, average_tokens_across_devices=True,
-        ddp_backend="gloo" if cpu and cfg.num_processes > 1 else None, ddp_find_unused_parameters=False,
-        logging_steps=cfg.log_steps, logging_nan_inf_filter=False, report_to="wandb" if cfg.report_to == "wandb" else "none", disable_tqdm=True,
-        dataloader_pin_memory=not cpu, save_strategy="steps" if cfg.save_steps else "no", save_steps=cfg.save_steps or 500, save_total_limit=1)
+        **trainer_arguments(cfg, folder, cpu), optim=cfg.optimizer, loss_type="nll", dataset_kwargs=dict(skip_prepare_dataset=True), remove_unused_columns=False,
+        average_tokens_across_devices=True, ddp_backend="gloo" if cpu and cfg.num_processes > 1 else None, ddp_find_unused_parameters=False,
+        report_to="wandb" if cfg.report_to == "wandb" else "none")
     if cpu: vars(args)["_setup_devices"] = torch.device("cpu")   # several are "cpu:0", "cpu:1" otherwise, which torch.load does not know
     return args
 

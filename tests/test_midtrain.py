@@ -1,11 +1,11 @@
 """Stage 14: what is kept, what carries loss, that packed chains stand alone, a run killed with SIGKILL, and that stage 04 goes on from it."""
-import json, os, signal, subprocess, sys, time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mcft.core import read_rows, sha256_file, write_rows
+from killing import kill_after, small_student
+from mcft.core import read_rows, sha256_file
 from mcft.masking import IGNORE
 from mcft.midtrain import LEAK, MidtrainConfig, chain_rows, check_leak, midtrain, pack_leak, pack_rows, rejection_sample
 
@@ -13,18 +13,7 @@ PROBLEMS = "data/pocket/problems.jsonl.gz"
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    "A tiny model with the pocket tokenizer, and the first committed rollouts."
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    from mcft.masking import load_tokenizer
-    d = tmp_path_factory.mktemp("midtrain")
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=512, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
-                                 max_position_embeddings=512, tie_word_embeddings=True, initializer_range=.1)).save_pretrained(d/"model")
-    load_tokenizer("data/pocket/base").save_pretrained(d/"model")
-    write_rows(d/"rollouts.jsonl", read_rows("data/pocket/rollouts.jsonl", "rollouts")[:120], "rollouts")
-    return d
+def inputs(tmp_path_factory): return small_student(tmp_path_factory.mktemp("midtrain"), max_position_embeddings=512, initializer_range=.1)
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +28,11 @@ def config(d, name: str, **kw) -> MidtrainConfig:
                                     watch_steps=10, device="cpu"), **kw})
 
 
-CHILD = """
-import sys, json, time
-from transformers import TrainerCallback
-from mcft.midtrain import MidtrainConfig, midtrain
-class Slow(TrainerCallback):
-    def on_step_end(self, args, state, control, **kw):
-        open(sys.argv[2], "w").write(str(state.global_step)); time.sleep(.02)
-midtrain(MidtrainConfig(**json.loads(sys.argv[1])), [Slow()])
-"""
-
-
 def test_kill_and_resume(inputs):
     "Killed between two saved states; weights and log equal those of the run left alone."
     whole, cfg, marker = midtrain(config(inputs, "whole")), config(inputs, "killed"), inputs/"marker"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(cfg.__dict__), str(marker)], env={**os.environ, "MCFT_QUIET": "1"})
-    try:
-        deadline = time.time() + 900
-        while not (marker.exists() and int(marker.read_text() or 0) >= 8):
-            assert child.poll() is None and time.time() < deadline
-            time.sleep(.01)
-    finally:
-        if child.poll() is None: child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert child.returncode == -signal.SIGKILL and not (inputs/"killed/run.json").exists()
+    kill_after(midtrain, cfg, 8, marker)
+    assert not (inputs/"killed/run.json").exists()
     again = midtrain(cfg)
     assert again["resumed_at"] >= 5 and again["resumed_at"] % 5 == 0 and whole["resumed_at"] is None and whole["steps"] == again["steps"]
     for name in ("train_log.jsonl", "model.safetensors", "pack_stats.csv"): assert (inputs/"whole"/name).read_bytes() == (inputs/"killed"/name).read_bytes(), name

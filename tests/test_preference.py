@@ -1,11 +1,12 @@
 """Pairs, losses and runs of stage 07: the losses against TRL's and by hand, a run killed with SIGKILL, what is refused."""
-import json, math, os, signal, subprocess, sys, time
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mcft.core import read_rows, sha256_file, write_rows
+from killing import kill_after, small_student
+from mcft.core import read_rows, sha256_file
 from mcft.eval import read_arm
 from mcft.preference import (NEAR, PreferenceConfig, displacement, distance, edit_distance, encode_pairs, make_pairs, pair_logps, pick_pairs, prefer, redi_loss,
                              rewrite_candidates)
@@ -14,18 +15,7 @@ FILES = ("pairs.jsonl", "pair_stats.csv", "train_log.jsonl", "displacement.csv",
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    "A tiny model with the pocket tokenizer, and the first committed rollouts."
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    from mcft.masking import load_tokenizer
-    d = tmp_path_factory.mktemp("preference")
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=512, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
-                                 max_position_embeddings=256, tie_word_embeddings=True)).save_pretrained(d/"model")
-    load_tokenizer("data/pocket/base").save_pretrained(d/"model")
-    write_rows(d/"rollouts.jsonl", read_rows("data/pocket/rollouts.jsonl", "rollouts")[:120], "rollouts")
-    return d
+def inputs(tmp_path_factory): return small_student(tmp_path_factory.mktemp("preference"), max_position_embeddings=256)
 
 
 def config(d, name: str, **kw) -> PreferenceConfig:
@@ -33,41 +23,12 @@ def config(d, name: str, **kw) -> PreferenceConfig:
                                       batch_size=4, max_length=256, save_steps=5, watch_steps=10, device="cpu"), **kw})
 
 
-# each update waits a little, so that the kill falls between two saved states whatever the machine's speed
-CHILD = """
-import sys, json, time
-from transformers import TrainerCallback
-from mcft.preference import PreferenceConfig, prefer
-class Slow(TrainerCallback):
-    def on_step_end(self, args, state, control, **kw):
-        open(sys.argv[2], "w").write(str(state.global_step)); time.sleep(.02)
-prefer(PreferenceConfig(**json.loads(sys.argv[1])), [Slow()])
-"""
-
-
-def kill_after(cfg: PreferenceConfig, step: int, marker) -> int:
-    "Start a run, kill it with SIGKILL once it has passed `step` updates; how far it came."
-    child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(cfg.__dict__), str(marker)], env={**os.environ, "MCFT_QUIET": "1"})
-    at = lambda: int(marker.read_text() or 0) if marker.exists() else 0
-    try:
-        deadline = time.time() + 900
-        while at() < step:
-            assert child.poll() is None, f"the run ended with code {child.returncode} before update {step}"
-            assert time.time() < deadline, f"no update {step} within a quarter of an hour"
-            time.sleep(.01)
-    finally:
-        if child.poll() is None: child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert child.returncode == -signal.SIGKILL
-    return at()
-
-
 @pytest.mark.parametrize("method", ["dpo", "redi"])
 def test_kill_and_resume(inputs, method):
     "Killed between two saved states, with a torn line in the log; every file equals that of the run left alone."
     whole = prefer(config(inputs, f"whole-{method}", method=method))
     cfg = config(inputs, f"killed-{method}", method=method); folder = inputs/f"killed-{method}"
-    first = kill_after(cfg, 13, inputs/f"marker-{method}")
+    first = kill_after(prefer, cfg, 13, inputs/f"marker-{method}")
     assert not (folder/"run.json").exists() and not (folder/"model.safetensors").exists() and first < whole["steps"]
     with open(folder/"train_log.jsonl", "a") as f: f.write('{"step": 38, "lo')
     again = prefer(cfg)

@@ -1,6 +1,7 @@
 """A training process that is killed with SIGKILL goes on where it stopped, and ends with the same weights."""
-import json, os, signal, subprocess, sys, time
 import pytest
+
+from killing import kill_after
 from mcft.core import read_rows, write_rows
 from mcft.train import TrainConfig, train
 
@@ -36,43 +37,14 @@ def config(d, name: str) -> TrainConfig:
                        batch_size=4, max_length=64, save_steps=10, part_steps=30, device="cpu")
 
 
-# each update waits a little, so that the kill falls between two saved states whatever the machine's speed
-CHILD = """
-import sys, json, time
-from transformers import TrainerCallback
-from mcft.train import TrainConfig, train
-class Slow(TrainerCallback):
-    def on_step_end(self, args, state, control, **kw):
-        open(sys.argv[2], "w").write(str(state.global_step)); time.sleep(.01)
-train(TrainConfig(**json.loads(sys.argv[1])), [Slow()])
-"""
-
-
-def kill_after(cfg: TrainConfig, step: int, marker) -> int:
-    "Start a run, kill it with SIGKILL once it has passed `step` updates; how far it came."
-    child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(cfg.__dict__), str(marker)], env={**os.environ, "MCFT_QUIET": "1"})
-    at = lambda: int(marker.read_text() or 0) if marker.exists() else 0
-    try:
-        deadline = time.time() + 60
-        while at() < step:
-            assert child.poll() is None, f"the run ended with code {child.returncode} before update {step}"
-            assert time.time() < deadline, f"no update {step} within a minute"
-            time.sleep(.01)
-    finally:
-        if child.poll() is None: child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert child.returncode == -signal.SIGKILL
-    return at()
-
-
 def test_kill_and_resume(inputs):
     "Killed twice, at updates that are no multiple of save_steps; weights and log equal those of the run left alone."
     whole = train(config(inputs, "whole"))
     cfg = config(inputs, "killed"); folder = inputs/"killed"
-    first = kill_after(cfg, 13, inputs/"marker1")
+    first = kill_after(train, cfg, 13, inputs/"marker1", .01, 60)
     assert not (folder/"run.json").exists() and not (folder/"model.safetensors").exists()
     assert (folder/"steps").exists() and first < whole["steps"]
-    kill_after(cfg, 37, inputs/"marker2")
+    kill_after(train, cfg, 37, inputs/"marker2", .01, 60)
     with open(folder/"train_log.jsonl", "a") as f: f.write('{"step": 38, "lo')       # and a torn last line
     again = train(cfg)
     assert again["resumed_at"] % 10 == 0 and again["resumed_at"] >= 30 and whole["resumed_at"] is None
