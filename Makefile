@@ -23,9 +23,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
 # The pocket world is committed: nothing on these paths may reach for a model hub.
-reproduce ablation pilot cells lr base test docs bench faults audit cluster: export HF_HUB_OFFLINE := 1
+reproduce ablation pilot cells beyond lr base test docs bench faults audit cluster: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv publish reproduce ablation pilot cells lr base test docs bench faults audit cluster report gpu paper readme lab lock clean
+.PHONY: help venv publish reproduce ablation pilot cells beyond lr base test docs bench faults audit cluster report gpu paper readme lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,7 +47,7 @@ $(SLURM): $(STAMP)
 
 # A killed run leaves Snakemake's own lock behind; flock, where there is one, goes with its process.
 SNAKEMAKE = $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
-	--configfile configs/$(PROFILE).yaml --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
+	$(if $(filter beyond%,$(PROFILE)),--snakefile beyond.smk) --configfile configs/$(PROFILE).yaml --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
 BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clone; wait for it, or stop it" >&2; exit 1; }
 
 reproduce ablation pilot lr: $(if $(CLUSTER),$(SLURM))
@@ -74,17 +74,27 @@ pilot: venv ## the pilot on the dev split that the experiment's power calculatio
 cells: venv ## three random runs of the experiment's grid made again from nothing, and compared with their committed rows
 	@$(BIN)/python -m measure.cells $(CELLS)
 
+# Its own workflow, beyond.smk: other jobs, the same ways to run them.
+beyond: PROFILE = beyond
+beyond: venv ## what comes after critique fine-tuning: DPO and GRPO from four starts, Phi-4-Mini's stages; goes on where it stopped
+	@$(SNAKEMAKE) all $(BUSY)
+	@echo "what was found: runs/$(PROFILE)/15_beyond/found_beyond.md"
+
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
 
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
-	@test -f runs/$(PROFILE)/06_ablation/run.json || test -f runs/$(PROFILE)/13_experiment/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make reproduce PROFILE=$(PROFILE) first" >&2; exit 1; }
+	@test -f runs/$(PROFILE)/06_ablation/run.json || test -f runs/$(PROFILE)/13_experiment/run.json || test -f runs/$(PROFILE)/15_beyond/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make reproduce PROFILE=$(PROFILE) first" >&2; exit 1; }
 	@mkdir -p data/results figures
 	@cp runs/$(PROFILE)/figures/* figures/
 	@if test -f runs/$(PROFILE)/13_experiment/run.json; then \
 	    cp runs/$(PROFILE)/results/ablation.parquet runs/$(PROFILE)/results/*.csv runs/$(PROFILE)/13_experiment/*.csv data/results/; cp runs/$(PROFILE)/13_experiment/found.md docs/; \
 	    $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/13_experiment.ipynb; $(BIN)/nbdev_clean --fname nbs/13_experiment.ipynb; \
-	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make ablation'; else \
+	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make ablation'; \
+	elif test -f runs/$(PROFILE)/15_beyond/run.json; then \
+	    cp runs/$(PROFILE)/results/beyond*.{parquet,csv} runs/$(PROFILE)/15_beyond/*.csv data/results/; cp runs/$(PROFILE)/15_beyond/found_beyond.md docs/; \
+	    $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/15_beyond.ipynb; $(BIN)/nbdev_clean --fname nbs/15_beyond.ipynb; \
+	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make beyond'; else \
 	    cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts_pocket.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/; \
 	    cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/; \
 	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make reproduce'; fi

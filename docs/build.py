@@ -16,7 +16,9 @@ from sources import add_sources, with_figures, with_rows
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT/'_proc'/'sphinx'
 SITE, OUT = WORK/'site', ROOT/'_docs'
-FOUND = {'Planned contrasts': 'contrasts', 'Exploratory contrasts': 'contrasts', 'What each arm trained on': 'ablation_runs'}  # section of docs/found.md -> the rows of its table
+FOUND = {  # pages of docs/ that runs write: section -> the rows of its table
+    'found': {'Planned contrasts': 'contrasts', 'Exploratory contrasts': 'contrasts', 'What each arm trained on': 'ablation_runs'},
+    'found_beyond': {'The stages of Phi-4-Mini-Reasoning': 'beyond_stages', 'Planned contrasts': 'beyond_contrasts', 'Exploratory contrasts': 'beyond_contrasts', 'What each run was given': 'beyond_runs'}}
 GUIDES = 'howto_model', 'howto_teacher', 'howto_benchmark', 'howto_cluster'
 TOC = """
 
@@ -56,7 +58,7 @@ def contents(
     pages = lambda *which: [page_name(n) for n, k in number.items() if k in which]
     rest = [page_name(n) for n, k in number.items() if k > '06' and k not in ('10', '12')]
     guides = [n for n in GUIDES if n in written]
-    parts = [('Start here', ['stages', 'found', 'results', *pages('10')]), ('How to', [*guides, *examples]), ('Stages', pages('01', '02', '03', '04', '05', '06')), ('Around the stages', [*pages('12'), *rest]),
+    parts = [('Start here', ['stages', *FOUND, 'results', *pages('10')]), ('How to', [*guides, *examples]), ('Stages', pages('01', '02', '03', '04', '05', '06')), ('Around the stages', [*pages('12'), *rest]),
              ('Library', ['api', *pages('00')]), ('Reference', [*(n for n in written if n not in ('stages', *guides)), *extra])]
     return ''.join(TOC.format(caption=c, names='\n'.join(p)) for c, p in parts if p)
 
@@ -80,8 +82,9 @@ def write_texts(names: list, pages: dict, known: dict) -> tuple:  # names of pag
     written, extra = sorted((ROOT/'docs'/'pages').glob('*.md')), [p for n in ROOT_PAGES if (p := ROOT/f'{n}.md').exists()]
     for p in written: write(p, p.stem)
     for p in extra: write(p, p.stem.lower())
-    found = fix_links((ROOT/'docs'/'found.md').read_text(encoding='utf-8'), pages)
-    (SITE/'found.md').write_text(with_figures(with_rows(found, FOUND)), encoding='utf-8')
+    for name, rows in FOUND.items():
+        found = fix_links((ROOT/'docs'/f'{name}.md').read_text(encoding='utf-8'), pages)
+        (SITE/f'{name}.md').write_text(with_figures(with_rows(found, rows)), encoding='utf-8')
     (SITE/'api.md').write_text(api_page(names, pages), encoding='utf-8')
     write_results([ROOT/'data'/'results'], ROOT/'figures', SITE/'results.md', ROOT, site=True)
     return [p.stem for p in written], [p.stem.lower() for p in extra]

@@ -45,6 +45,8 @@ MAKERS = (  # the first pattern that fits
     Maker('funnel_faults', 'measure/faults_teacher.py', '', 'make faults NAMES=teacher'),
     Maker('teacher_counts', 'measure/faults_teacher.py', '', 'make faults NAMES=teacher'),
     Maker('gpu', 'measure/gpu_train.py', '', 'make gpu'),
+    Maker('beyond_lr', 'beyond.smk', '', 'make lr PROFILE=beyond'),
+    Maker('beyond*', 'nbs/15_beyond.ipynb', 'made = run_beyond(', 'make beyond'),
     Maker('displacement_plot', 'nbs/07_preference.ipynb', '"displacement_plot"', 'papermill nbs/07_preference.ipynb OUT.ipynb'),
     Maker('pass_and_cons', 'nbs/08_rl.ipynb', 'curves = measure_curves(CurveConfig(problems', 'papermill nbs/08_rl.ipynb OUT.ipynb'),
     *(Maker(f, 'nbs/13_experiment.ipynb', 'made = run_experiment(', EXPERIMENT) for f in ('ablation*', 'contrasts', 'power')),

@@ -21,7 +21,7 @@ HERE = 'tests/test_commands.py'
 # Target of the Makefile -> where a test or the CI runs what it runs, often smaller: a file, and a piece of its text.
 MAKE = dict(
     help=(HERE, "'make', 'help'"), venv=('.ci/run', 'exec make test'), reproduce=('tests/test_workflow.py', 'snakemake(SMOKE, folder)'), ablation=(HERE, "'experiment'"),
-    pilot=(HERE, "'pilot'"), cells=(HERE, 'cells.cells('), lr=(HERE, "'lr'"), publish=(HERE, "'make', 'publish'"), base=('tests/test_notebooks.py', 'test_runs_from_the_root'),
+    pilot=(HERE, "'pilot'"), cells=(HERE, 'cells.cells('), lr=(HERE, "'lr'"), beyond=(HERE, "'all'"), publish=(HERE, "'make', 'publish'"), base=('tests/test_notebooks.py', 'test_runs_from_the_root'),
     test=('.ci/run', 'exec make test'), docs=('tests/test_docs.py', "'build.py'"), bench=('tests/test_grading.py', 'bench_grading.measure(small=True)'),
     faults=('tests/test_teacher.py', 'faults_teacher.measure(small=True)'), audit=('tests/test_audit.py', 'audit_rows('), paper=('tests/test_workflow.py', "'make', '-n', 'paper'"),
     gpu=('tests/test_train.py', 'gpu_train.run(gpu_train.TINY)'), readme=('tests/test_setup.py', "readme(ROOT/'nbs'/'index.ipynb')"), lab=('tests/test_lab.py', "'make', '--no-print-directory', '-n', 'lab'"),
@@ -195,11 +195,12 @@ def test_a_target_calls_what_is_there(target):
     for line in re.findall(r'papermill (\S+)(.*)', said.stdout): check_params(ROOT/line[0], dict.fromkeys(re.findall(r'-p (\w+)', line[1])))
 
 
-@pytest.mark.parametrize('rule, config', [('experiment', 'ablation'), ('pilot', 'ablation'), ('lr', 'ablation')])
+@pytest.mark.parametrize('rule, config', [('experiment', 'ablation'), ('pilot', 'ablation'), ('lr', 'ablation'), ('all', 'beyond'), ('lr', 'beyond')])
 def test_rules_of_the_grid_can_be_planned(rule, config, tmp_path):
-    done = subprocess.run([sys.executable, '-m', 'snakemake', '-n', rule, '--nolock', '--cores', '1', '--configfile', f'configs/{config}.yaml', '--config', f'run_dir={tmp_path}'],
+    own = ['-s', 'beyond.smk'] if config == 'beyond' else []
+    done = subprocess.run([sys.executable, '-m', 'snakemake', *own, '-n', rule, '--nolock', '--cores', '1', '--configfile', f'configs/{config}.yaml', '--config', f'run_dir={tmp_path}'],
                           cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0 and 'rule train' in done.stdout + done.stderr, done.stderr[-3000:]
+    assert done.returncode == 0 and ('rule job' if own else 'rule train') in done.stdout + done.stderr, done.stderr[-3000:]
 
 
 def test_cells_to_make_again_are_of_different_arms():

@@ -7,7 +7,7 @@ from spellchecker import SpellChecker
 
 from conftest import ROOT, notebooks
 
-TEXTS = [*(f'nbs/{n}' for n in notebooks()), *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'docs'/'pages').glob('*.md'))), 'docs/results.md', 'docs/found.md',
+TEXTS = [*(f'nbs/{n}' for n in notebooks()), *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'docs'/'pages').glob('*.md'))), 'docs/results.md', 'docs/found.md', 'docs/found_beyond.md',
          *(n for n in ('CHANGELOG.md', 'CONTRIBUTING.md') if (ROOT/n).exists()), *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'examples').glob('*.ipynb')))]
 BLOCKS, INLINE = r'```.*?```|~~~.*?~~~|\$\$.*?\$\$', r'`[^`\n]*`|\$[^$\n]*\$|<[^>\n]*>|\]\([^)\n]*\)|https?://\S+|\\\w+|^Rows:.*$'
 
@@ -22,7 +22,7 @@ def prose(name: str) -> str:
     "A file's text without code, formulas and addresses; of the results without its tables."
     path = ROOT/name
     text = '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown') if path.suffix == '.ipynb' else path.read_text(encoding='utf-8')
-    if name in ('docs/results.md', 'docs/found.md'): text = re.sub(r'^\|.*$', '', text, flags=re.M)
+    if name in ('docs/results.md', 'docs/found.md', 'docs/found_beyond.md'): text = re.sub(r'^\|.*$', '', text, flags=re.M)
     return re.sub(INLINE, ' ', re.sub(BLOCKS, ' ', text, flags=re.S), flags=re.M)
 
 

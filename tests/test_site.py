@@ -19,7 +19,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason='no chromium or googl
 AXE = (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
 NO_TEXT = ('search', 'genindex')  # made by Sphinx
 PAGES = sorted({*map(convert.page_name, notebooks()), *(p.stem for p in (ROOT/'docs'/'pages').glob('*.md')), *(n.lower() for n in convert.ROOT_PAGES if (ROOT/f'{n}.md').exists()),
-                *(f'example_{convert.page_name(p.name)}' for p in (ROOT/'examples').glob('[!_.]*.ipynb')), 'api', 'found', 'results', *NO_TEXT})
+                *(f'example_{convert.page_name(p.name)}' for p in (ROOT/'examples').glob('[!_.]*.ipynb')), 'api', 'found', 'found_beyond', 'results', *NO_TEXT})
 DESK, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
 OUTSIDE = """() => [...document.querySelectorAll('.bd-article *')].filter(e => {
     const box = e.getBoundingClientRect()
