@@ -48,7 +48,7 @@ class RLConfig:
     problems: str # rows of problems
     out_dir: str # checkpoint folder, made if absent
     split: str = "train" # whose problems are the prompts
-    n_prompts: int = 0 # so many of them, drawn by the seed; 0 = all
+    n_prompts: int = 0 # the first of them, as 01_data takes questions; 0 = all
     rollouts: str = "" # rows of rollouts on these problems: lengths, pass rates, and the chains of layout critique; "" = none
     layout: str = "question" # question, or critique: a rollout to be critiqued and rewritten
     system: str = "" # system turn; "" = none
@@ -379,8 +379,8 @@ def load_prompts(
     if not problems: raise ValueError(f"{cfg.problems} holds no problem of split {cfg.split!r}: name another split")
     if cfg.n_prompts > len(problems):
         raise ValueError(f"n_prompts is {cfg.n_prompts}, but split {cfg.split!r} has {len(problems)} problems: ask for fewer, or 0 for all")
-    drawn = sorted(problems, key=lambda p: stable_seed("draw", cfg.seed, p))[:cfg.n_prompts or None]
-    problems = {p: problems[p] for p in drawn}; rollouts = _known_rollouts(cfg, problems)
+    taken = sorted(list(problems)[:cfg.n_prompts or None], key=lambda p: stable_seed("draw", cfg.seed, p))
+    problems = {p: problems[p] for p in taken}; rollouts = _known_rollouts(cfg, problems)
     even = even_prompts(rollouts, cfg.max_length_cv) if cfg.max_length_cv else set(problems)
     hard = hard_prompts(rollouts, cfg.hard_below) & even
     asked = {k: a for k, a in _asked(cfg, problems, rollouts).items() if a[0] in even}
