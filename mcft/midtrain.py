@@ -20,12 +20,11 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-from .core import is_hub, model_files, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import check_fields, is_hub, model_files, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .generate import chat_prompt, prompt_ids
 from .masking import IGNORE, load_tokenizer
 from .devices import use_cpu
-from .preference import StepLog
-from .train import SCHEDULERS, EpochOrder, OrderedTrainer, check_state, label_nll, last_state, load_model, quiet, split_validation, trainer_arguments
+from .train import RUN_CHOICES, SCHEDULERS, EpochOrder, OrderedTrainer, StepLog, check_state, label_nll, last_state, load_model, quiet, split_validation, trainer_arguments
 
 # %% ../nbs/14_midtrain.ipynb #de34dc96
 def rejection_sample(
@@ -182,16 +181,10 @@ def check_midtrain(
     cfg: MidtrainConfig, # a run's parameters
 ):
     "Raise `ValueError` that names the field, its value and what is allowed."
-    allowed = dict(packing=PACKING, loss_on=LOSS_ON, scheduler=SCHEDULERS, device=("auto", "cpu", "cuda"), resume=("same", "fresh"))
-    for name, values in allowed.items():
-        if (v := getattr(cfg, name)) not in values: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(values)}")
-    for name in ("epochs", "batch_size", "grad_accumulation", "log_steps", "pack_length"):
-        if not isinstance(v := getattr(cfg, name), int) or v < 1: raise ValueError(f"{name} is {v!r}, expected a whole number from 1")
-    for name in ("save_steps", "watch_steps", "warmup", "weight_decay", "threads", "chains_per_question"):
-        if (v := getattr(cfg, name)) < 0: raise ValueError(f"{name} is {v!r}, expected 0 or more")
-    if not 0 < cfg.lr < 1: raise ValueError(f"lr is {cfg.lr!r}, expected a number between 0 and 1")
-    if not 0 <= cfg.val_share < 1: raise ValueError(f"val_share is {cfg.val_share!r}, expected a share of the questions from 0 to below 1")
-    if cfg.max_steps != -1 and cfg.max_steps < 1: raise ValueError(f"max_steps is {cfg.max_steps!r}, expected 1 or more, or -1 to go by epochs")
+    check_fields(cfg, dict(packing=PACKING, loss_on=LOSS_ON, scheduler=SCHEDULERS, **RUN_CHOICES), {
+        "a whole number from 1": ("epochs", "batch_size", "grad_accumulation", "log_steps", "pack_length"),
+        "0 or more": ("save_steps", "watch_steps", "warmup", "weight_decay", "threads", "chains_per_question"),
+        "a number between 0 and 1": ("lr",), "a share from 0 to below 1": ("val_share",), "1 or more, or -1 to go by epochs": ("max_steps",)})
     for name in ("save_steps", "watch_steps"):
         if (v := getattr(cfg, name)) % cfg.log_steps: raise ValueError(f"{name}={v} is no multiple of log_steps={cfg.log_steps}")
 

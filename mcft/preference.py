@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEAR', 'STILL', 'METHODS', 'LOSSES', 'edit_distance', 'distance', 'level_filter', 'rollout_candidates',
            'rewrite_candidates', 'pick_pairs', 'completion_logps', 'redi_loss', 'encode_pairs', 'pair_logps',
-           'PairTrainer', 'displacement', 'displacement_table', 'StepLog', 'PreferenceConfig', 'source_of',
+           'PairTrainer', 'displacement', 'displacement_table', 'PairLog', 'PreferenceConfig', 'source_of',
            'check_preference', 'PairData', 'make_pairs', 'load_pairs', 'pair_stats', 'dpo_config', 'make_pair_trainer',
            'token_counts', 'preference_params', 'open_preference', 'prefer', 'start_model', 'preference_summary',
            'plot_displacement']
@@ -20,18 +20,17 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import selective_log_softmax
-from .core import append_rows, is_hub, model_files, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import check_fields, is_hub, model_files, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .devices import use_cpu
 from .eval import continued_arm
 from .figures import save_figure, style
 from .format import solution_text
 from .generate import chat_prompt, prompt_ids, weights_revision
 from .masking import load_tokenizer
-from .train import SCHEDULERS, EpochOrder, OrderedTrainer, check_state, last_state, load_model, quiet, trainer_arguments
+from .train import RUN_CHOICES, SCHEDULERS, EpochOrder, OrderedTrainer, StepLog, check_state, last_state, load_model, quiet, trainer_arguments
 
 # %% ../nbs/07_preference.ipynb #14f99eee
 NEAR = ("edit", "lines", "length", "none") # what makes a wrong chain near
@@ -217,40 +216,11 @@ def displacement_table(
     return out
 
 # %% ../nbs/07_preference.ipynb #92d42110
-_LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "mean_token_accuracy": "token_accuracy", "rewards/margins": "margin", "rewards/accuracies": "reward_accuracy",
-           "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected"}
+_LOGGED = dict(margin="rewards/margins", reward_accuracy="rewards/accuracies", reward_chosen="rewards/chosen", reward_rejected="rewards/rejected") # column -> TRL's metric
 
-class StepLog(TrainerCallback):
-    "Writes train_log.jsonl, watches what it is told to, moves the bar."
-    def __init__(self,
-        path: Path, # train_log.jsonl
-        watch, # () -> dict of measurements, {} = none
-        every: int, # updates between two looks; 0 = start and end
-    ): self.path, self.watch, self.every, self.rows = path, watch, every, []
-
-    def add(self, state, **row): self.rows.append(dict(step=state.global_step, epoch=round(state.epoch or 0, 4), **row))
-
-    def look(self, state):
-        if seen := self.watch(): self.add(state, **seen)
-
-    def flush(self): append_rows(self.path, self.rows); self.rows = []
-
-    def on_train_begin(self, args, state, control, **kw):
-        self.bar = iter(progress(range(state.global_step, state.max_steps), "training"))
-        if state.global_step == 0: self.look(state)
-
-    def on_step_end(self, args, state, control, **kw):
-        next(self.bar, None)
-        if state.global_step >= state.max_steps: control.should_save = False   # a run resumed at its end would make one update more
-
-    def on_log(self, args, state, control, logs=None, **kw):
-        if "loss" not in logs: return
-        self.add(state, **{new: float(logs[old]) for old, new in _LOGGED.items() if old in logs})
-        last = state.global_step == state.max_steps
-        if last or self.every and state.global_step % self.every == 0: self.look(state)
-        if last or args.save_strategy == "steps" and state.global_step % args.save_steps == 0: self.flush()
-
-    def on_train_end(self, args, state, control, **kw): next(self.bar, None); self.flush()
+class PairLog(StepLog):
+    "The log of preference training, with a look at the pairs now and then."
+    def columns(self, logs): return dict(super().columns(logs), **{k: float(logs[v]) for k, v in _LOGGED.items() if v in logs})
 
 # %% ../nbs/07_preference.ipynb #c7212814
 METHODS = dict(dpo="rollouts", supercorrect="critiques", redi="rollouts") # and where the chosen chains come from
@@ -311,23 +281,15 @@ def check_preference(
     cfg: PreferenceConfig, # a run's parameters
 ):
     "Raise `ValueError` that names the field, its value and what is allowed."
-    allowed = dict(method=METHODS, near_miss=NEAR, loss_type=LOSSES, scheduler=SCHEDULERS, device=("auto", "cpu", "cuda"), resume=("same", "fresh"),
-                   pairs_from=("", "rollouts", "critiques"))
-    for name, values in allowed.items():
-        if (v := getattr(cfg, name)) not in values: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(v or repr(v) for v in values)}")
-    for name in ("epochs", "batch_size", "grad_accumulation", "log_steps", "pairs_per_question", "watch_pairs", "max_length"):
-        if not isinstance(v := getattr(cfg, name), int) or v < 1: raise ValueError(f"{name} is {v!r}, expected a whole number from 1")
-    for name in ("save_steps", "watch_steps", "warmup", "weight_decay", "threads", "sft_weight"):
-        if (v := getattr(cfg, name)) < 0: raise ValueError(f"{name} is {v!r}, expected 0 or more")
-    for name, top in (("lr", 1), ("beta", 100)):
-        if not 0 < (v := getattr(cfg, name)) < top: raise ValueError(f"{name} is {v!r}, expected a number between 0 and {top}")
+    check_fields(cfg, dict(method=METHODS, near_miss=NEAR, loss_type=LOSSES, scheduler=SCHEDULERS, pairs_from=("", "rollouts", "critiques"), **RUN_CHOICES), {
+        "a whole number from 1": ("epochs", "batch_size", "grad_accumulation", "log_steps", "pairs_per_question", "watch_pairs", "max_length"),
+        "0 or more": ("save_steps", "watch_steps", "warmup", "weight_decay", "threads", "sft_weight"), "a number between 0 and 1": ("lr",), "a number above 0": ("beta",),
+        "1 or more, or None for all": ("n_pairs",), "1 or more, or -1 to go by epochs": ("max_steps",)})
     if not 0 <= cfg.alpha <= 1: raise ValueError(f"alpha is {cfg.alpha!r}, expected 0 to 1: above 1 the loss falls by making everything less likely")
     if not 0 <= cfg.right_low <= cfg.right_high <= 1:
         raise ValueError(f"the band of right rollouts is {cfg.right_low!r} to {cfg.right_high!r}, expected 0 <= right_low <= right_high <= 1")
     for name in ("save_steps", "watch_steps"):
         if (v := getattr(cfg, name)) % cfg.log_steps: raise ValueError(f"{name}={v} is no multiple of log_steps={cfg.log_steps}")
-    if cfg.n_pairs is not None and cfg.n_pairs < 1: raise ValueError(f"n_pairs is {cfg.n_pairs!r}, expected 1 or more, or None for all")
-    if cfg.max_steps != -1 and cfg.max_steps < 1: raise ValueError(f"max_steps is {cfg.max_steps!r}, expected 1 or more, or -1 to go by epochs")
     if cfg.method == "redi" and cfg.sft_weight: raise ValueError(f"method='redi' has the likelihood in its loss, but sft_weight is {cfg.sft_weight}: leave it out, or lower alpha")
     if source_of(cfg) == "critiques" and not cfg.critiques: raise ValueError(f"method={cfg.method!r} takes the teacher's rewrites: name critiques, the rows of stage 02")
 
@@ -416,7 +378,7 @@ def make_pair_trainer(
     order = EpochOrder([len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in data.rows], cfg.batch_size*cfg.grad_accumulation, cfg.seed)
     names = [p["id"] for p in data.pairs]
     at = sorted(range(len(names)), key=lambda i: stable_seed("watch", cfg.seed, names[i]))[:cfg.watch_pairs]; seen, n_tok = [data.rows[i] for i in at], token_counts(data.rows)[at]
-    log = StepLog(folder/"train_log.jsonl", lambda: displacement(before[at], pair_logps(model, seen, cfg.batch_size, tok.pad_token_id or 0), n_tok), cfg.watch_steps)
+    log = PairLog(folder/"train_log.jsonl", lambda: displacement(before[at], pair_logps(model, seen, cfg.batch_size, tok.pad_token_id or 0), n_tok), cfg.watch_steps)
     trainer = PairTrainer(model=model, args=dpo_config(cfg, folder/"steps", use_cpu(cfg.device)), train_dataset=Dataset.from_list(start), processing_class=tok,
                           callbacks=[log, *callbacks], order=order, alpha=cfg.alpha if cfg.method == "redi" else None)
     trainer.remove_callback(PrinterCallback)

@@ -24,15 +24,15 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
-from .core import is_hub, model_files, model_source, progress, read_rows, resolve, run_info, stable_seed, start_run
-from .devices import from_main, is_main, use_cpu, world_size
+from .core import check_fields, is_hub, model_files, model_source, read_rows, resolve, run_info, stable_seed, start_run
+from .devices import from_main, use_cpu, world_size
 from .eval import EvalConfig, continued_arm, evaluate, read_arm, score_table
 from .figures import look, save_figure, style
 from .format import critique_prompt, parse_target
 from .generate import completion, load_tokenizer
 from .grading import grade
 from .stats import bootstrap, maj_at_k, pass_at_k
-from .train import TrainLog, check_state, last_state, quiet
+from .train import RUN_CHOICES, StepLog, check_state, last_state, quiet
 
 # %% ../nbs/08_rl.ipynb #cf5de12e
 LAYOUTS = ("question", "critique") # what a prompt shows
@@ -116,18 +116,12 @@ def check_config(
     cfg: RLConfig, # a run's parameters
 ):
     "Raise `ValueError` that names the field, its value and what is allowed."
-    for name, values in dict(layout=LAYOUTS, filter=FILTERS, loss_type=LOSSES, engine=ENGINES, device=("auto", "cpu", "cuda"), resume=("same", "fresh")).items():
-        if (v := getattr(cfg, name)) not in values: raise ValueError(f"unknown {name} {v!r}: one of {', '.join(map(repr, values))}")
-    for name, least in dict(n_steps=1, prompts_per_step=1, num_generations=2, num_iterations=1, batch_size=1, max_new_tokens=1, oversample=1, n_prompts=0,
-                            save_steps=0, threads=0, engine_length=0).items():
-        if not isinstance(v := getattr(cfg, name), int) or v < least: raise ValueError(f"{name} is {v!r}, expected a whole number from {least}")
-    for name in ("beta", "format_weight", "critique_weight", "max_length_cv", "warmup", "temperature_end"):
-        if not (v := getattr(cfg, name)) >= 0: raise ValueError(f"{name} is {v!r}, expected 0 or more")
-    for name in ("temperature", "correct_weight", "reward_seconds", "max_grad_norm"):
-        if not (v := getattr(cfg, name)) > 0: raise ValueError(f"{name} is {v!r}, expected a number above 0")
-    for name in ("easy_above", "hard_below", "anneal_share", "engine_memory", "epsilon"):
-        if not 0 < (v := getattr(cfg, name)) <= 1: raise ValueError(f"{name} is {v!r}, expected a share above 0, up to 1")
-    if not 0 < cfg.lr < 1: raise ValueError(f"lr is {cfg.lr!r}, expected a number between 0 and 1")
+    check_fields(cfg, dict(layout=LAYOUTS, filter=FILTERS, loss_type=LOSSES, engine=ENGINES, **RUN_CHOICES), {
+        "a whole number from 1": ("n_steps", "prompts_per_step", "num_iterations", "batch_size", "max_new_tokens", "oversample"), "a whole number from 2": ("num_generations",),
+        "a whole number from 0": ("n_prompts", "save_steps", "threads", "engine_length"),
+        "0 or more": ("beta", "format_weight", "critique_weight", "max_length_cv", "warmup", "temperature_end"),
+        "a number above 0": ("temperature", "correct_weight", "reward_seconds", "max_grad_norm"),
+        "a share above 0, up to 1": ("easy_above", "hard_below", "anneal_share", "engine_memory", "epsilon"), "a number between 0 and 1": ("lr",)})
     _check_together(cfg)
 
 # %% ../nbs/08_rl.ipynb #095c9f26
@@ -446,19 +440,12 @@ LOGGED = dict(**{k: k for k in ("reward", "reward_std", "right", "no_signal", "k
               mean_tok="completions/mean_length", max_tok="completions/max_length", truncated="completions/clipped_ratio", clipped="clip_ratio/region_mean",
               **{f"lost_{r}": f"lost_{r}" for r in REASONS}) # column of train_log.jsonl -> TRL's metric
 
-class RLLog(TrainLog):
-    "Writes train_log.jsonl, moves the bar."
-    def __init__(self, path: Path): super().__init__(path, None, 0)
-
-    def on_train_begin(self, args, state, control, **kw):
-        self.bar = iter(progress(range(state.global_step, state.max_steps), "reinforcement learning") if is_main() else ())
-
-    def on_log(self, args, state, control, logs=None, **kw):
-        if "loss" not in logs: return
+class RLLog(StepLog):
+    "The log of reinforcement learning."
+    desc = "reinforcement learning"
+    def columns(self, logs):
         parts = {f"reward_{k.split('/')[1]}": logs[k] for k in logs if k.startswith("rewards/") and k.endswith("/mean")}
-        self.add(state, loss=logs["loss"], lr=logs["learning_rate"], grad_norm=float(logs["grad_norm"]), **{k: logs.get(v) for k, v in LOGGED.items()}, **parts)
-        saved = args.save_strategy == "steps" and state.global_step % args.save_steps == 0
-        if saved or state.global_step == state.max_steps or len(self.rows) >= 20: self.flush()
+        return dict(super().columns(logs), **{k: logs.get(v) for k, v in LOGGED.items()}, **parts)
 
 # %% ../nbs/08_rl.ipynb #90ee64f6
 def grpo_config(
