@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .ablation import best_lr, pilot_runs, read_config, runs_of, snapshots
-from .compare import (SESOI, arm_table, contrast_lines, contrast_table, difference, load_rows, picture_lines, plot_all_arms, plot_contrasts, save_rows, t_interval,
+from .compare import (READINGS, SESOI, arm_table, contrast_lines, contrast_table, difference, load_rows, picture_lines, plot_all_arms, plot_contrasts, save_rows, t_interval,
                           verdict_frame)
 from .core import progress, resolve, run_info, start_run
 from .figures import look, save_figure, style
@@ -200,19 +200,19 @@ def findings(
     figures: str = "../figures", # folder of the figures, seen from the page
 ) -> str: # Markdown
     "The page: question, answer, figures, tables, limits."
-    a, n = arm_table(rows).set_index("arm"), int((rows.step == 0).sum()); tuned = a[a.index != "base"]
+    a, n = arm_table(rows).set_index("arm"), int(((rows.step == 0) & (rows.arm != "base")).sum()); tuned = a[a.index != "base"]
     about = f"{len(tuned)} arms, {int(tuned.n_seeds.sum())} fine-tuned models, {tuned.n_seeds.min()} to {tuned.n_seeds.max()} seeds an arm, {a.n_problems.max()} problems each"
     out = ["# What we found", "", _ABOUT, "", "## The answer of the pocket world", "", f"Measured: {about}. All numbers are counted from one row per response."]
     if missing: out += ["", f"**The grid has not ended: {missing} of its evaluations are still to come**, and the comparisons that need them are missing or rest on fewer seeds."]
     for text in answers(rows, t): out += ["", text]
     out += picture_lines("ablation_planned", "Planned contrasts with 95% intervals", figures)
-    out += [f"Asked the bare question, every fine-tuned arm boxes an answer in at least {100*tuned.boxed.min():.1f}% of its responses; they wrote {int(a.critiques.sum())} critiques in {n} responses. "
+    out += [f"Asked the bare question, every fine-tuned arm boxes an answer in at least {100*tuned.boxed.min():.1f}% of its responses; they wrote {int(tuned.critiques.sum())} critiques in {n} responses. "
             f"Mean length lies between {tuned.mean_tok.min():.1f} and {tuned.mean_tok.max():.1f} tokens (base {a.mean_tok['base']:.1f})."]
     both = runs.dropna(subset=["loss_kept", "loss_masked"])
     out += picture_lines("ablation_arms", "Accuracy of every arm, one stroke a seed", figures) + ["## Masks", "", f"Accuracy against the share of critique tokens masked, and whether the masks were at work: the loss of tokens that carried none ends above that of the others in {(both.loss_masked > both.loss_kept).sum()} of {len(both)} runs that have both."]
     out += picture_lines("ablation_rates", "Difference from cft against mask rate", figures) + picture_lines("ablation_masked_loss", "Loss of kept and masked critique tokens against mask rate", figures)
     if (rows.step > 0).any(): out += ["Where the differences arise, update by update:"] + picture_lines("ablation_curves", "Accuracy against updates", figures)
-    out += ["## Planned contrasts", "", "Points of accuracy over all problems; intervals over problems and seeds; p-values adjusted after Holm.", "", *contrast_lines(t[t.planned]), "", "## Exploratory contrasts", "",
+    out += ["## Planned contrasts", "", "Points of accuracy over all problems; intervals over problems and seeds; p-values adjusted after Holm. " + READINGS, "", *contrast_lines(t[t.planned]), "", "## Exploratory contrasts", "",
             "No correction was made: these are hints, not findings."] + picture_lines("ablation_explored", "Exploratory contrasts with 95% intervals", figures) + contrast_lines(t[~t.planned])
     out += ["", "## What each arm trained on", "", "Means over seeds; tokens are counted over the whole run, every epoch anew. Each row is one example.", "", *budget_table(runs)]
     return "\n".join([*out, "", "## What this does not say", "", _SCALE, ""])
