@@ -7,7 +7,7 @@
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os
 from mcft.ablation import check_config, encoding_of, encodings, lr_of, lr_runs, lr_scores, pilot_runs, read_config, runs_of, snapshots, train_params
-from mcft.core import model_files, resolve, run_notebook
+from mcft.core import model_files, resolve, run_notebook, write_if_changed
 
 CONFIG = check_config(config) if config else read_config("configs/pocket.yaml")
 CONFIG_FILE = os.path.relpath(workflow.configfiles[0]) if workflow.configfiles else "configs/pocket.yaml"
@@ -162,7 +162,7 @@ rule lr:
         expand(f"{RUN}/05_eval/{{run}}/run.json", run=["base-dev", *SEARCH]),
     run:
         folders = {f"{RUN}/05_eval/{run}": r["arm"] for run, r in {"base-dev": dict(arm="base"), **SEARCH}.items()}
-        lr_scores(folders).to_csv(CONFIG["lr_rows"], index=False)
+        write_if_changed(CONFIG["lr_rows"], lr_scores(folders).to_csv(index=False))
 
 
 rule pilot:

@@ -11,7 +11,7 @@ __all__ = ['PUBLIC', 'JUDGES', 'ARM', 'METRICS', 'RUN_FIELDS', 'TITLES', 'ABSENT
 # %% ../nbs/05_eval.ipynb #b1b4970b
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import Run, append_rows, arm_name, is_hub, model_files, read_rows, resolve, run_info, run_key, start_run, write_rows
+from .core import Run, append_rows, arm_after, arm_name, arm_of, is_hub, model_files, read_rows, resolve, run_info, run_key, start_run, write_rows
 from .generate import BackendConfig, Prompt, Sampling, TRANSPORT, make_backend
 from .grading import disagreements, extract_boxed, grade
 from .released import BENCHMARKS, MODELS, RUNS, benchmark_problems, paper_rows
@@ -208,18 +208,19 @@ def read_arm(
     if not (info := run_info(model_dir)):
         raise FileNotFoundError(f"no run.json in {resolve(model_dir)}: not a complete checkpoint; run 04_train to the end, or pass another model_dir")
     p = info["params"]
-    if "method" not in p: return dict(run=name, method="base", **dict.fromkeys(ARM[1:]), seed=None)
+    if "method" not in p: return dict(run=name, method=arm_of(p), **dict.fromkeys(ARM[1:]), seed=None)
     if missing := [k for k in (*ARM, "seed") if k not in p]:
         raise ValueError(f"{resolve(model_dir)}/run.json: params lack {missing}; train the checkpoint again with this version")
-    return dict(run=name, **{k: p[k] for k in (*ARM, "seed")})
+    own = {k: p[k] for k in (*ARM, "seed")}
+    return dict(run=name, **own) if not p.get("start_arm") else dict(run=name, **own | dict(method=arm_of(p), mask_rate=None, mix_question_only=None))
 
 def continued_arm(
     model_dir: str|Path, # checkpoint that a later training starts from
     method: str, # of that training, e.g. grpo
-) -> dict: # method, mask_rate, mix_question_only, start_seed
+) -> dict: # method (the whole arm), mask_rate and mix_question_only (None: they stand in it), start_seed
     "What a checkpoint that goes on from another one says of itself, so that `read_arm` knows it."
-    start = read_arm(model_dir)
-    return dict(method=f"{start['method']} + {method}", mask_rate=start["mask_rate"], mix_question_only=start["mix_question_only"], start_seed=start["seed"])
+    start = read_arm(model_dir); arm = arm_name(start["method"], start["mask_rate"], start["mix_question_only"])
+    return dict(method=arm_after(arm, method), mask_rate=None, mix_question_only=None, start_seed=start["seed"])
 
 # %% ../nbs/05_eval.ipynb #bbc63c07
 def _key_parts(cfg: EvalConfig) -> tuple: # parameters and input files that change an answer; public problems, None: a file has them

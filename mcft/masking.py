@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'KINDS', 'MASKABLE', 'CHOICES', 'SPAN_TOKENS', 'IGNORE', 'PRESETS', 'example_text', 'render_prompt',
-           'check_template', 'render_prompts', 'control_text', 'byte_lengths', 'tokenize', 'name_parts', 'name_chars',
-           'name_tokens', 'encode_rows', 'encode', 'MaskSpec', 'uniforms', 'Units', 'find_units', 'unit_scores',
-           'unit_chances', 'MaskPlan', 'draw_mask', 'labels', 'mask_id', 'model_inputs', 'mask_moments', 'mask_band',
-           'add_moments', 'rate_sweep', 'preset', 'read_scores', 'show_example', 'EncodeConfig', 'encode_all',
-           'load_tokenizer', 'tokenizer_files', 'run_encode']
+           'check_template', 'render_prompts', 'thought_opener', 'opened_part', 'control_text', 'byte_lengths',
+           'tokenize', 'name_parts', 'name_chars', 'name_tokens', 'encode_rows', 'encode', 'MaskSpec', 'uniforms',
+           'Units', 'find_units', 'unit_scores', 'unit_chances', 'MaskPlan', 'draw_mask', 'labels', 'mask_id',
+           'model_inputs', 'mask_moments', 'mask_band', 'add_moments', 'rate_sweep', 'preset', 'read_scores',
+           'show_example', 'EncodeConfig', 'encode_all', 'load_tokenizer', 'tokenizer_files', 'run_encode']
 
 # %% ../nbs/03_masking.ipynb #ed39191c
 import json, re, unicodedata
@@ -88,16 +88,26 @@ def render_prompts(
     return [render_prompt(tok, u) for u in users]
 
 # %% ../nbs/03_masking.ipynb #73cb771d
-def _thought(x: str) -> str: # a thought that the generation prompt has opened already, "" if none
-    return m[0] if (m := re.search(r"<think>\s*$", x[-40:])) else ""
+def thought_opener(
+    prompt: str, # a rendered prompt, up to the assistant marker
+) -> str: # "" if none
+    "A thought that the template's generation prompt has opened already."
+    return m[0] if (m := re.search(r"<think>\s*$", prompt[-40:])) else ""
+
+def opened_part(
+    prompt: str, # a rendered prompt
+    text: str, # a completion with its tags
+) -> int: # characters of the completion that the template has written already
+    "What of the completion's opening tag stands in the prompt."
+    opened = thought_opener(prompt)
+    return next((n for n in range(len(opened), 6, -1) if text.startswith(opened[:n])), 0)    # "<think>" has 7 characters
 
 def _texts(rows: list[dict], tok, layout: str): # X, Y with the end token, and how many characters of Y the template has written already
     users, targets = zip(*(example_text(r, layout) for r in rows))
     out, eos = [], tok.eos_token
     for x, y in zip(render_prompts(tok, list(users)), targets):
-        opened = _thought(x)
-        cut = next((n for n in range(len(opened), 6, -1) if y.startswith(opened[:n])), 0)    # "<think>" has 7 characters
-        if opened and not cut: x = x.removesuffix(opened)
+        cut = opened_part(x, y)
+        if not cut: x = x.removesuffix(thought_opener(x))
         out.append((x, y + eos, cut))
     return out
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOSS_ON', 'PACKING', 'LEAK', 'rejection_sample', 'chain_rows', 'pack_rows', 'pack_stats', 'token_nll', 'pack_leak',
            'check_leak', 'MidtrainConfig', 'check_midtrain', 'PackTrainer', 'pack_config', 'ChainData', 'load_chains',
-           'held_out_loss', 'make_pack_trainer', 'open_midtrain', 'midtrain', 'midtrain_summary', 'early_step',
-           'score_step', 'publish_early', 'early_card']
+           'held_out_loss', 'make_pack_trainer', 'open_midtrain', 'check_room', 'midtrain', 'midtrain_summary',
+           'early_step', 'score_step', 'publish_early', 'early_card']
 
 # %% ../nbs/14_midtrain.ipynb #48b95298
 import json, shutil, time
@@ -22,8 +22,9 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from .core import check_fields, is_hub, model_files, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .generate import chat_prompt, prompt_ids
-from .masking import IGNORE, load_tokenizer
+from .masking import IGNORE, load_tokenizer, opened_part
 from .devices import use_cpu
+from .eval import continued_arm
 from .train import RUN_CHOICES, SCHEDULERS, EpochOrder, OrderedTrainer, StepLog, check_state, label_nll, last_state, load_model, quiet, split_validation, trainer_arguments
 
 # %% ../nbs/14_midtrain.ipynb #de34dc96
@@ -50,14 +51,15 @@ def chain_rows(
     problems: dict, # problem id -> row of `problems`
     tok, # tokenizer with a chat template
     loss_on: str = "completion", # or all
+    system: str = "", # system turn; "" = none
 ) -> list[dict]: # id, problem_id, input_ids, labels (-100 = no loss)
     "Token ids and labels of each chain."
     if lost := [r["problem_id"] for r in rollouts if r["problem_id"] not in problems]:
         raise ValueError(f"rollouts of {lost[0]!r}, which the problems do not hold: pass the problems of the same run of stage 01")
     out = []
     for r in rollouts:
-        prompt = prompt_ids(tok, chat_prompt(tok, problems[r["problem_id"]]["question"]))
-        said = tok(r["text"], add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
+        x = chat_prompt(tok, problems[r["problem_id"]]["question"], system); prompt = prompt_ids(tok, x)
+        said = tok(r["text"][opened_part(x, r["text"]):], add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
         out.append(dict(id=r["id"], problem_id=r["problem_id"], input_ids=prompt + said, labels=(prompt if loss_on == "all" else [IGNORE]*len(prompt)) + said))
     return out
 
@@ -115,6 +117,10 @@ def token_nll(
     hidden = model.base_model(**batch, use_cache=False).last_hidden_state[:, :-1]
     return label_nll(hidden[at], model.get_output_embeddings(), labels[at], "none").float().cpu().numpy()
 
+def _predicted(lengths: list, labels: np.ndarray) -> np.ndarray: # where a label is predicted, in all pieces joined: the first token of a piece never is
+    on = labels != IGNORE; on[np.cumsum([0, *lengths[:-1]])] = False
+    return np.flatnonzero(on)
+
 @torch.no_grad()
 def pack_leak(
     model, # causal language model, with the attention it will train with
@@ -123,14 +129,16 @@ def pack_leak(
     pack_length: int, # tokens of a sequence
     pad: int = 0, # id of the padding token
 ) -> float: # nats; 0 = no packed chain sees another
-    "Largest change of a token's log-probability by what else is in its sequence."
+    "Largest change of a token's log-probability by what else is in its sequence, over the tokens that are predicted both ways: a cut takes the one behind it from its chain."
     was = model.training; model.eval()
     alone = {tuple(r["input_ids"]): token_nll(model, _collator("none", pad)([dict(input_ids=r["input_ids"], labels=r["labels"])])) for r in rows}
-    packed = pack_rows(rows, packing, pack_length); together = np.concatenate([token_nll(model, _collator(packing, pad)([p])) for p in packed])
-    order = [tuple(x) for seq, ns in zip(packed["input_ids"], packed["seq_lengths"]) for x in np.split(seq, np.cumsum(ns)[:-1])] if packing == "bfd" else [tuple(r["input_ids"]) for r in rows]
+    packed, by = pack_rows(rows, packing, pack_length), {tuple(r["input_ids"]): r for r in rows}; together = np.concatenate([token_nll(model, _collator(packing, pad)([p])) for p in packed])
     model.train(was)
-    apart = np.concatenate([alone[x] for x in order])
-    return float(np.abs(together - apart).max()) if len(together) == len(apart) else float("inf")
+    cuts = packed["seq_lengths"] if packing == "bfd" else [[len(x)] for x in packed["input_ids"]]
+    order = [by[tuple(x)] for seq, ns in zip(packed["input_ids"], cuts) for x in np.split(seq, np.cumsum(ns)[:-1])] if packing == "bfd" else rows
+    labels = np.concatenate([r["labels"] for r in order]); apart = np.concatenate([alone[tuple(r["input_ids"])] for r in order])
+    a, b = _predicted([len(r["input_ids"]) for r in order], labels), _predicted([n for ns in cuts for n in ns], labels); both = np.intersect1d(a, b)
+    return float(np.abs(together[np.searchsorted(b, both)] - apart[np.searchsorted(a, both)]).max())
 
 def check_leak(
     leak: float, # from `pack_leak`
@@ -150,14 +158,15 @@ class MidtrainConfig:
     rollouts: str # rows of rollouts, from stage 01: a stronger model's, or the start's own
     problems: str # rows of problems
     out_dir: str # checkpoint folder, made if absent
+    system: str = "" # system turn in front of the questions; "" = none
     packing: str = "bfd" # bfd, wrapped or none
     pack_length: int = 1024 # tokens of a packed sequence
     loss_on: str = "completion" # completion or all
     chains_per_question: int = 0 # at most; 0 = all
     val_share: float = 0.1 # share of the questions kept out, to measure the loss on
-    epochs: int = 1 # passes over the chains
+    epochs: int = 2 # passes over the chains
     max_steps: int = -1 # stop after so many updates; -1 = by epochs
-    lr: float = 3e-4 # peak learning rate
+    lr: float = 1e-4 # peak learning rate
     batch_size: int = 1 # sequences in one forward pass; packed ones are joined, and attention grows with the square
     grad_accumulation: int = 1 # forward passes per update
     warmup: float = 0.1 # share of the updates below 1, number of updates from 1 on
@@ -220,7 +229,7 @@ def load_chains(
     rollouts, problems = read_rows(cfg.rollouts, "rollouts"), {p["id"]: p for p in read_rows(cfg.problems, "problems")}
     kept, dropped = rejection_sample(rollouts, cfg.chains_per_question, cfg.seed)
     if not kept: raise ValueError(f"no right chain in {cfg.rollouts} ({len(rollouts)} rollouts; dropped: {dict(dropped)}): sample more in stage 01, or from a stronger model")
-    rows, val = split_validation(chain_rows(kept, problems, tok, cfg.loss_on), cfg.val_share)
+    rows, val = split_validation(chain_rows(kept, problems, tok, cfg.loss_on, cfg.system), cfg.val_share)
     counts = dict(n_rollouts=len(rollouts), n_chains=len(rows), n_val_chains=len(val), n_questions=len({r["problem_id"] for r in rows}), n_tokens=sum(len(r["input_ids"]) for r in rows))
     return ChainData(rows, val, counts, dropped)
 
@@ -260,8 +269,18 @@ def open_midtrain(
     cfg: MidtrainConfig, # a run's parameters
 ): # mcft.core.Run
     "The run folder, with digests of all that is read."
-    params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "save_steps", "resume")}
+    params = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "save_steps", "resume")} | continued_arm(cfg.model_dir, "midtrain")
     return start_run(cfg.out_dir, "14_midtrain", params, [*([] if is_hub(cfg.model_dir) else model_files(cfg.model_dir)), cfg.rollouts, cfg.problems], cfg.resume)
+
+def check_room(
+    cfg: MidtrainConfig, # a run's parameters
+    rows: list[dict], # from `chain_rows`
+    room: int|None, # positions that the model has; None = no limit
+):
+    "Raise `ValueError` if a sequence does not fit; with bfd the positions of each chain count from 0."
+    longest = max(len(r["input_ids"]) for r in rows)
+    if room and longest > room: raise ValueError(f"a chain has {longest} tokens, but {cfg.model_dir} has {room} positions: sample shorter ones in stage 01 (max_new_tokens)")
+    if room and cfg.packing == "wrapped" and cfg.pack_length > room: raise ValueError(f"pack_length={cfg.pack_length}, but {cfg.model_dir} has {room} positions: lower pack_length")
 
 def midtrain(
     cfg: MidtrainConfig, # a run's parameters
@@ -272,9 +291,8 @@ def midtrain(
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):
         tok = load_tokenizer(cfg.model_dir, cfg.revision); data = load_chains(cfg, tok); pad = tok.pad_token_id or 0
-        longest = max(len(r["input_ids"]) for r in data.rows) if cfg.packing == "bfd" else cfg.pack_length
-        start = SimpleNamespace(model_dir=cfg.model_dir, revision=cfg.revision, loader="transformers", max_length=longest, encoded=cfg.rollouts)
-        model = load_model(start, data.rows, tok).to("cpu" if cpu else "cuda")
+        start = SimpleNamespace(model_dir=cfg.model_dir, revision=cfg.revision, loader="transformers", max_length=0, encoded=cfg.rollouts)
+        model = load_model(start, data.rows, tok).to("cpu" if cpu else "cuda"); check_room(cfg, data.rows, getattr(model.config, "max_position_embeddings", None))
         leak = pack_leak(model, data.rows[:16], cfg.packing, cfg.pack_length, pad); check_leak(leak, cfg.packing, model.config._attn_implementation)
         pack_stats(data.rows, cfg.pack_length, 8).to_csv(run.folder/"pack_stats.csv", index=False)
         trainer = make_pack_trainer(cfg, data, model, tok, run.folder, callbacks)
@@ -356,7 +374,8 @@ library_name: transformers
 ---
 # mcft pocket base, ended early
 
-The model of `data/pocket/base` after {info['steps']:,} updates of its training, on {info['n_rows']:,} of its rows: where `nbs/14_midtrain.ipynb` starts.
+The model of `data/pocket/base` after {info['steps']:,} updates of its training, on {info['n_rows']:,} of its rows: a weaker start for stages that come before fine-tuning. It is the first
+of its states, one every 1,000 updates, with at least half of the base's accuracy on the dev sets.
 Weights are rounded to bfloat16; `config.json` says float32, so they are computed with in full precision.
 
 Greedy accuracy on the dev sets, question only, {int(last.n.iloc[0])} problems each (percent):

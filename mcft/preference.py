@@ -29,7 +29,7 @@ from .eval import continued_arm
 from .figures import save_figure, style
 from .format import solution_text
 from .generate import chat_prompt, prompt_ids, weights_revision
-from .masking import load_tokenizer
+from .masking import load_tokenizer, opened_part
 from .train import RUN_CHOICES, SCHEDULERS, EpochOrder, OrderedTrainer, StepLog, check_state, last_state, load_model, quiet, trainer_arguments
 
 # %% ../nbs/07_preference.ipynb #14f99eee
@@ -127,7 +127,7 @@ def completion_logps(
     batch: dict, # from TRL's DataCollatorForPreference: input_ids, attention_mask, completion_mask, (2B, T); the chosen first
 ) -> tuple[torch.Tensor, torch.Tensor]: # (2B,) nats, summed over the completion; (2B,) its tokens, the end token among them
     "Log-probability of each completion, as DPO counts it."
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1].float()
     on = batch["completion_mask"][:, 1:]
     return (selective_log_softmax(logits, batch["input_ids"][:, 1:])*on).sum(1), on.sum(1)
 
@@ -144,11 +144,12 @@ def encode_pairs(
     pairs: list[dict], # from `pick_pairs`
     problems: dict, # problem id -> row of `problems`
     tok, # tokenizer with a chat template
+    system: str = "", # system turn; "" = none
 ) -> list[dict]: # prompt_ids, chosen_ids, rejected_ids; completions end with the end token
-    "Token ids, the prompt as evaluation makes it."
-    ids = lambda text: tok(text, add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
-    prompt = lambda p: prompt_ids(tok, chat_prompt(tok, problems[p]["question"]))
-    return [dict(prompt_ids=prompt(p["problem_id"]), chosen_ids=ids(p["chosen"]), rejected_ids=ids(p["rejected"])) for p in pairs]
+    "Token ids, the prompt as evaluation makes it; what the template opens is not opened twice."
+    prompt = lambda p: chat_prompt(tok, problems[p["problem_id"]]["question"], system)
+    ids = lambda p, text: tok(text[opened_part(prompt(p), text):], add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
+    return [dict(prompt_ids=prompt_ids(tok, prompt(p)), chosen_ids=ids(p, p["chosen"]), rejected_ids=ids(p, p["rejected"])) for p in pairs]
 
 @torch.no_grad()
 def pair_logps(
@@ -156,13 +157,15 @@ def pair_logps(
     rows: list[dict], # from `encode_pairs`
     batch_size: int = 16, # pairs in one forward pass
     pad: int = 0, # id of the padding token
+    bf16: bool = False, # under bfloat16 autocast, as the training of a run with `bf16`
 ) -> np.ndarray: # (pairs, 2) nats, float64: chosen, rejected
     "Log-probabilities of all completions, like lengths together."
     was, out, collate = model.training, np.zeros((len(rows), 2)), DataCollatorForPreference(pad)
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, (rows[i]["prompt_ids"], rows[i]["chosen_ids"], rows[i]["rejected_ids"])))); model.eval()
     for i in range(0, len(order), batch_size):
         at = order[i:i+batch_size]; batch = collate([{k: rows[j][k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")} for j in at])
-        out[at] = completion_logps(model, {k: v.to(model.device) for k, v in batch.items()})[0].view(2, -1).T.cpu().numpy()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16): sums = completion_logps(model, {k: v.to(model.device) for k, v in batch.items()})[0]
+        out[at] = sums.view(2, -1).T.cpu().numpy()
     model.train(was)
     return out
 
@@ -234,6 +237,7 @@ class PreferenceConfig:
     problems: str # rows of problems
     out_dir: str # checkpoint folder, made if absent
     critiques: str = "" # rows of critiques, from stage 02; for pairs with the teacher's rewrite
+    system: str = "" # system turn, as the rollouts were sampled with; "" = none
     method: str = "dpo" # dpo, supercorrect or redi
     pairs_from: str = "" # rollouts or critiques: who wrote the chosen chain; "" = as the method has it
     near_miss: str = "edit" # which wrong chain: edit, lines, length, or none for any
@@ -334,7 +338,7 @@ def load_pairs(
         why = "; ".join(f"{n} {unit}: {w}" for unit, c in dropped.items() for w, n in c.items())
         raise ValueError(f"no pair in {cfg.rollouts} ({counts['questions']} questions, {counts['rollouts']} rollouts; dropped: {why or 'none'}): sample more of "
                          "each question in stage 01 (n_samples), or widen right_low, right_high and levels")
-    rows = encode_pairs(pairs, problems, tok)
+    rows = encode_pairs(pairs, problems, tok, cfg.system)
     for p, r in zip(pairs, rows):
         if (n := len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"]))) > cfg.max_length:
             raise ValueError(f"{p['id']} has {n} tokens, more than max_length={cfg.max_length}: raise max_length, or drop its rollouts")
@@ -378,7 +382,7 @@ def make_pair_trainer(
     order = EpochOrder([len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in data.rows], cfg.batch_size*cfg.grad_accumulation, cfg.seed)
     names = [p["id"] for p in data.pairs]
     at = sorted(range(len(names)), key=lambda i: stable_seed("watch", cfg.seed, names[i]))[:cfg.watch_pairs]; seen, n_tok = [data.rows[i] for i in at], token_counts(data.rows)[at]
-    log = PairLog(folder/"train_log.jsonl", lambda: displacement(before[at], pair_logps(model, seen, cfg.batch_size, tok.pad_token_id or 0), n_tok), cfg.watch_steps)
+    log = PairLog(folder/"train_log.jsonl", lambda: displacement(before[at], pair_logps(model, seen, cfg.batch_size, tok.pad_token_id or 0, cfg.bf16), n_tok), cfg.watch_steps)
     trainer = PairTrainer(model=model, args=dpo_config(cfg, folder/"steps", use_cpu(cfg.device)), train_dataset=Dataset.from_list(start), processing_class=tok,
                           callbacks=[log, *callbacks], order=order, alpha=cfg.alpha if cfg.method == "redi" else None)
     trainer.remove_callback(PrinterCallback)
@@ -417,7 +421,7 @@ def prefer(
         tok = load_tokenizer(cfg.model_dir, cfg.revision); data = load_pairs(cfg, tok)
         model = start_model(cfg, data, tok).to("cpu" if cpu else "cuda"); n_tok = token_counts(data.rows)
         write_rows(run.folder/"pairs.jsonl", data.pairs); pair_stats(data).to_csv(run.folder/"pair_stats.csv", index=False)
-        measure = lambda: pair_logps(model, data.rows, cfg.batch_size, tok.pad_token_id or 0)
+        measure = lambda: pair_logps(model, data.rows, cfg.batch_size, tok.pad_token_id or 0, cfg.bf16) # before, on the way and after in one precision
         t0, before = time.perf_counter(), measure()
         trainer = make_pair_trainer(cfg, data, before, model, tok, run.folder, callbacks)
         state = last_state(run.folder, run.key); check_state(state, model)

@@ -29,8 +29,9 @@ from .devices import from_main, use_cpu, world_size
 from .eval import EvalConfig, continued_arm, evaluate, read_arm, score_table
 from .figures import look, save_figure, style
 from .format import critique_prompt, parse_target
-from .generate import completion, load_tokenizer
+from .generate import chat_prompt, completion, load_tokenizer
 from .grading import grade
+from .masking import thought_opener
 from .stats import bootstrap, maj_at_k, pass_at_k
 from .train import RUN_CHOICES, StepLog, check_state, last_state, quiet
 
@@ -89,6 +90,7 @@ class RLConfig:
     seed: int = 0 # order of the prompts, sampling, negatives kept
     save_steps: int = 0 # updates between two resumable states; 0 = none
     resume: str = "same" # out_dir holds another run: "same" is an error, "fresh" replaces it
+    revision: str = "" # of a model on the hub: branch, tag or commit; "" = the newest
 
     def __post_init__(self): check_config(self)
 
@@ -109,6 +111,8 @@ def _check_together(cfg): # fields that depend on each other
         raise ValueError(f"oversample={cfg.oversample} groups of one prompt do not fit prompts_per_step={cfg.prompts_per_step}: lower it")
     if cfg.temperature_end > cfg.temperature:
         raise ValueError(f"temperature_end={cfg.temperature_end} is above temperature={cfg.temperature}: annealing lowers it; 0 leaves it as it is")
+    if cfg.revision and not is_hub(cfg.model_dir):
+        raise ValueError(f"revision is {cfg.revision!r}, but model_dir={cfg.model_dir!r} is a folder: leave it out, or name a model on the hub")
     if (cfg.engine == "server") != bool(cfg.engine_url):
         raise ValueError(f"engine={cfg.engine!r} with engine_url={cfg.engine_url!r}: a server has an address, nothing else does")
 
@@ -214,8 +218,13 @@ class RewardRow:
         alone = {k: (lambda t, g, f=f: guarded(f, t, g, self.cfg.reward_seconds), w) for k, (f, w) in plain.items() if w}
         return dict(correct=(lambda t, g: correct_rewards(t, g, self.cfg.reward_seconds), self.cfg.correct_weight), **alone)
 
-    def texts(self, ids: list) -> list[str]: # with their tags, without the end token
-        return [completion(self.tok, x, {self.tok.eos_token_id})["text"] for x in ids]
+    def __post_init__(self):
+        self.opened = thought_opener(chat_prompt(self.tok, "question")) # what the template has written of a response already
+        if self.opened and self.cfg.layout == "critique":
+            raise ValueError(f"layout='critique' with a chat template that opens every response with {self.opened!r}: a critique does not begin so; use another template, or layout='question'")
+
+    def texts(self, ids: list) -> list[str]: # whole responses with their tags, without the end token
+        return [self.opened + completion(self.tok, x, {self.tok.eos_token_id})["text"] for x in ids]
 
     def functions(self) -> tuple[list, list]: # functions and weights
         "What `GRPOTrainer` takes as `reward_funcs` and `reward_weights`."
@@ -474,7 +483,7 @@ def load_policy(
     tok, # its tokenizer
 ): # causal language model in float32
     "The checkpoint to start from, with room for prompt and completion."
-    model = AutoModelForCausalLM.from_pretrained(model_source(cfg.model_dir, "checkpoint"), dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(model_source(cfg.model_dir, "checkpoint"), revision=cfg.revision or "main", dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
     room = getattr(model.config, "max_position_embeddings", None)
     if room and cfg.max_new_tokens >= room: raise ValueError(f"max_new_tokens={cfg.max_new_tokens}, but {cfg.model_dir} has {room} positions: lower max_new_tokens")
     if len(tok) > model.get_input_embeddings().num_embeddings:
@@ -536,7 +545,7 @@ def train_rl(
     run = from_main(lambda: open_run(cfg, extra))
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):
-        prompts, counts = load_prompts(cfg); tok = load_tokenizer(cfg.model_dir)
+        prompts, counts = load_prompts(cfg); tok = load_tokenizer(cfg.model_dir, cfg.revision)
         model = load_policy(cfg, tok); trainer = make_trainer(cfg, prompts, model, tok, run.folder, extra, callbacks)
         t0 = time.perf_counter(); state = from_main(lambda: last_state(run.folder, run.key)); check_state(state, model)
         trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -563,6 +572,7 @@ class CurveConfig:
     batch_size: int = 256 # responses at once
     seed: int = 0 # of sampling
     backend: str = "transformers" # transformers or vllm
+    revision: str = "" # of the start, where it is on the hub
 
 def power_steps(
     n: int, # samples of a problem
@@ -624,9 +634,9 @@ def measure_curves(
     "Sample both, write curves.csv and the figure; a complete evaluation is not repeated."
     import pandas as pd
     def verdicts(name, model_dir):
-        folder = resolve(cfg.out_dir)/name
+        folder, found = resolve(cfg.out_dir)/name, dict(revision=cfg.revision) if cfg.revision and is_hub(model_dir) else {}
         evaluate(EvalConfig(str(model_dir), cfg.problems, str(folder), tuple(cfg.benchmarks), cfg.n_problems, cfg.n_samples, cfg.seed, cfg.max_new_tokens,
-                            cfg.batch_size, cfg.temperature, backend=cfg.backend, graders=("symbolic",)))
+                            cfg.batch_size, cfg.temperature, backend=cfg.backend, backend_options=found, graders=("symbolic",)))
         return read_rows(folder/"verdicts.jsonl", "verdicts")
     rows = pd.DataFrame(curve_rows(verdicts("before", before), verdicts("after", after)))
     fig, shown = plot_curves(rows, read_arm(before)["method"]); save_figure(fig, shown, cfg.out_dir, "pass_and_cons")

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import maybe_gather_lm_head_ctx
-from .core import append_rows, check_fields, is_hub, model_files, model_source, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import append_rows, arm_of, check_fields, is_hub, model_files, model_source, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .devices import STRATEGIES, check_world, from_main, is_main, launch_command, launched, run_processes, use_cpu, world_size
 from .masking import (IGNORE, KINDS, PRESETS, MaskPlan, MaskSpec, load_tokenizer, mask_band, mask_id, mask_moments, preset, read_scores)
 
@@ -742,7 +742,8 @@ def run_params(
     "Everything that changes the weights or the log; None is resolved, and an update is an update however it is spread."
     apart = ("out_dir", "save_steps", "snapshot_steps", "resume", "report_to", "sanity_steps", "batch_size", "grad_accumulation", "num_processes", "strategy")
     params = {k: v for k, v in asdict(cfg).items() if k not in apart}
-    return {**params, "mask_rate": mask_spec(cfg).rate, "update_size": update_size(cfg)}
+    start = arm_of((run_info(cfg.model_dir) or dict(params={}))["params"]) if resolve(cfg.model_dir).is_dir() else "base"
+    return {**params, **(dict(start_arm=start) if start != "base" else {}), "mask_rate": mask_spec(cfg).rate, "update_size": update_size(cfg)}
 
 def open_run(
     cfg: TrainConfig, # a run's parameters

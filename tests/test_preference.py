@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from killing import kill_after, small_student
-from mcft.core import read_rows, sha256_file
+from mcft.core import LATER, read_rows, sha256_file
 from mcft.eval import read_arm
 from mcft.preference import (NEAR, PreferenceConfig, displacement, distance, edit_distance, encode_pairs, make_pairs, pair_logps, pick_pairs, prefer, redi_loss,
                              rewrite_candidates)
@@ -35,7 +35,7 @@ def test_kill_and_resume(inputs, method):
     assert again["resumed_at"] % 5 == 0 and again["resumed_at"] >= 10 and whole["resumed_at"] is None
     for name in FILES: assert (folder/name).read_bytes() == (inputs/f"whole-{method}"/name).read_bytes(), name
     assert not (folder/"steps").exists() and prefer(cfg) == again
-    assert read_arm(folder)["method"] == f"model + {method}", "stage 05 knows what it evaluates"
+    assert read_arm(folder)["method"] == f"model, then {LATER[method]}", "stage 05 knows what it evaluates"
 
 
 def test_training_prefers(inputs):
