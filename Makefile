@@ -46,11 +46,12 @@ $(SLURM): $(STAMP)
 	@touch $@
 
 # A killed run leaves Snakemake's own lock behind; flock, where there is one, goes with its process.
+OWN = $(if $(filter beyond%,$(PROFILE)),--snakefile beyond.smk)
 SNAKEMAKE = $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
-	$(if $(filter beyond%,$(PROFILE)),--snakefile beyond.smk) --configfile configs/$(PROFILE).yaml --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
+	$(OWN) --configfile configs/$(PROFILE).yaml --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
 BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clone; wait for it, or stop it" >&2; exit 1; }
 
-reproduce ablation pilot lr: $(if $(CLUSTER),$(SLURM))
+reproduce ablation pilot beyond lr: $(if $(CLUSTER),$(SLURM))
 
 reproduce: venv ## problems to tables and figures, PROFILE=pocket (CLUSTER=slurm: as jobs of a Slurm cluster)
 	@$(SNAKEMAKE) $(BUSY)
@@ -60,7 +61,7 @@ reproduce: venv ## problems to tables and figures, PROFILE=pocket (CLUSTER=slurm
 	@echo "results page: runs/$(PROFILE)/results.md"
 
 report: venv ## Snakemake's HTML report of a finished run, with its figures: runs/pocket/report.html (PROFILE=pocket)
-	@$(BIN)/snakemake $(if $(wildcard runs/$(PROFILE)/13_experiment/run.json),experiment) --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
+	@$(BIN)/snakemake $(if $(wildcard runs/$(PROFILE)/13_experiment/run.json),experiment) $(OWN) --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
 
 # The grid's own targets: PROFILE is ablation unless another one is named.
 ablation pilot: PROFILE = ablation
@@ -84,7 +85,7 @@ lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
 
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
-	@test -f runs/$(PROFILE)/06_ablation/run.json || test -f runs/$(PROFILE)/13_experiment/run.json || test -f runs/$(PROFILE)/15_beyond/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make reproduce PROFILE=$(PROFILE) first" >&2; exit 1; }
+	@test -f runs/$(PROFILE)/06_ablation/run.json || test -f runs/$(PROFILE)/13_experiment/run.json || test -f runs/$(PROFILE)/15_beyond/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make $(if $(filter ablation% beyond%,$(PROFILE)),$(firstword $(subst _, ,$(PROFILE))),reproduce) PROFILE=$(PROFILE) first" >&2; exit 1; }
 	@mkdir -p data/results figures
 	@cp runs/$(PROFILE)/figures/* figures/
 	@if test -f runs/$(PROFILE)/13_experiment/run.json; then \

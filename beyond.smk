@@ -4,7 +4,7 @@
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os
 from mcft.beyond import jobs, read_plan, search_jobs, search_scores
-from mcft.core import run_notebook
+from mcft.core import run_notebook, write_if_changed
 
 CONFIG = os.path.relpath(workflow.configfiles[0]) if workflow.configfiles else "configs/beyond.yaml"
 PLAN = {**read_plan(CONFIG), **{k: config[k] for k in ("run_dir",) if k in config}}
@@ -32,7 +32,7 @@ rule lr:
     input:
         [f"{RUN}/{name}/run.json" for name in SEARCH],
     run:
-        search_scores(PLAN).to_csv(RATES, index=False)
+        write_if_changed(RATES, search_scores(PLAN).to_csv(index=False))
 
 
 rule job:
@@ -43,6 +43,8 @@ rule job:
         f"{RUN}/{{job}}/run.json",
     wildcard_constraints:
         job="|".join(JOBS),
+    resources:
+        **PLAN["resources"],
     run:
         job = JOBS[wildcards.job]
         run_notebook(job["nb"], f"{RUN}/{wildcards.job}/{os.path.basename(job['nb'])}", job["params"], examples=False)

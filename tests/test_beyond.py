@@ -63,6 +63,7 @@ def test_every_start_has_the_same_budget():
     for kind in ('rollouts', 'dpo', 'grpo'):
         given = [{k: v for k, v in j['params'].items() if k not in own} for name, j in jobs(plan).items() if name.startswith(f'{kind}/')]
         assert len(given) > 1 and all(g == given[0] for g in given)
+    assert plan['rollouts']['n_questions'] == plan['grpo']['n_prompts'] and plan['rollouts']['split'] == plan['grpo']['split'] and not plan['grpo'].get('rollouts')
     runs = pd.read_csv(ROWS/'beyond_runs.csv')
     assert set(runs[runs.stage == 'grpo'].samples) == set(runs[runs.stage == 'dpo'].samples) and runs[runs.stage.isin(['dpo', 'grpo'])].samples.nunique() == 1
 
@@ -74,3 +75,27 @@ def test_the_three_starts_have_the_learning_rate_of_the_search():
 
 
 def test_nothing_planned_is_explored(): assert not {*PLANNED} & {*EXPLORED}
+
+
+def test_dpo_and_grpo_see_the_same_questions():
+    "The first of the split, whatever the seed; none of them is held out or on the dev split."
+    from mcft.core import read_rows
+    from mcft.data import take_problems
+    from mcft.rl import RLConfig, load_prompts
+    plan = read_plan('configs/beyond.yaml'); problems = read_rows(plan['rollouts']['problems'], 'problems')
+    rollouts = {p['id'] for p in take_problems(problems, plan['rollouts']['split'], plan['rollouts']['n_questions'], 'problems')}
+    held_out = {p['id'] for p in problems if p['split'] in (*plan['eval']['benchmarks'], *plan['search']['benchmarks'])}
+    given = {k: v for k, v in jobs(plan)['grpo/base-s1']['params'].items() if k in RLConfig.__dataclass_fields__}
+    for seed in plan['seeds'][:2]: assert set(load_prompts(RLConfig(**{**given, 'problems': plan['rollouts']['problems'], 'seed': seed}))[0]['group']) == rollouts
+    assert not rollouts & held_out
+
+
+def test_rates_are_the_best_of_the_search():
+    "Inside their grids, so that no better one lies just outside; every run had its section's rate."
+    from mcft.ablation import best_lr
+    plan, rows, runs = read_plan('configs/beyond.yaml'), pd.read_csv(ROWS/'beyond_lr.csv'), pd.read_csv(ROWS/'beyond_runs.csv')
+    best = best_lr(rows)
+    for section, stage in (('dpo', 'dpo'), ('grpo', 'grpo'), ('midtrain', 'mid')):
+        grid = sorted(plan['search']['lr'][section])
+        assert grid[0] < best[section] < grid[-1] and set(runs[runs.stage == stage].lr) == {best[section]}
+        assert sorted(set(rows[rows.arm == section].lr)) == grid
