@@ -19,7 +19,7 @@ SITE, OUT = WORK/'site', ROOT/'_docs'
 FOUND = {  # pages of docs/ that runs write: section -> the rows of its table
     'found': {'Planned contrasts': 'contrasts', 'Exploratory contrasts': 'contrasts', 'What each arm trained on': 'ablation_runs'},
     'found_beyond': {'The stages of Phi-4-Mini-Reasoning': 'beyond_stages', 'Planned contrasts': 'beyond_contrasts', 'Exploratory contrasts': 'beyond_contrasts', 'What each run was given': 'beyond_runs'}}
-GUIDES = 'howto_model', 'howto_teacher', 'howto_benchmark', 'howto_cluster'
+GUIDES = 'howto_model', 'howto_continue', 'howto_teacher', 'howto_benchmark', 'howto_cluster'
 TOC = """
 
 ```{{toctree}}

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from measure.rows import RESULTS, ROOT
 
 FIELDS = 'notebook seconds cpu_seconds bound code_cells long_outputs error_lines device'.split()
-SLOW, SCREEN = dict.fromkeys(('04_train', '05_eval', '06_ablation'), 180), 150  # seconds; lines, as many as a data card has
+SLOW, SCREEN = {**dict.fromkeys(('04_train', '05_eval', '06_ablation', '14_midtrain'), 180), '07_preference': 600, '08_rl': 1200}, 150  # seconds; lines, as many as a data card has
 FOLDERS = 'nbs', 'examples'
 
 

@@ -14,16 +14,18 @@ from fault_server import FaultServer
 from mcft.core import read_rows
 from test_setup import copy_to
 
-PAGES = sorted(p.stem for p in (ROOT/'docs'/'pages').glob('*.md') if '```bash' in p.read_text(encoding='utf-8'))
+PAGES = sorted(p.stem for p in (ROOT/'docs'/'pages').glob('*.md') if re.search('^```(bash|python)', p.read_text(encoding='utf-8'), re.M))
 LEAVES = dict(  # page -> what must be there afterwards
     stages=['runs/essay/eval/run.json'], howto_model=['runs/mine/eval/run.json', 'runs/mine/train/model.safetensors'], howto_teacher=['runs/mine/critique/run.json'],
-    howto_benchmark=['runs/mine/benchmark/verdicts.jsonl', 'runs/mine/overlap/overlap.csv'], howto_cluster=['runs/array/results/pocket_runs.csv', 'runs/array/pair/run.json'])
+    howto_continue=['runs/next/eval-grpo/run.json', 'runs/next/mid-mcft/model.safetensors'], howto_benchmark=['runs/mine/benchmark/verdicts.jsonl', 'runs/mine/overlap/overlap.csv'], howto_cluster=['runs/array/results/pocket_runs.csv', 'runs/array/pair/run.json'])
 
 
 def blocks(page: str) -> list:  # (language, code)
     "The code of a page; the script for another model is run by tests/test_masking.py."
     text = (ROOT/'docs'/'pages'/f'{page}.md').read_text(encoding='utf-8')
-    return [(lang, code) for lang, code in re.findall(r'^```(bash|python)\n(.*?)^```', text, re.S | re.M) if 'your/model' not in code]
+    found = [(lang, code) for lang, code in re.findall(r'^```(bash|python)\n(.*?)^```', text, re.S | re.M) if 'your/model' not in code]
+    python = [code for lang, code in found if lang == 'python'] # of one page: one program
+    return [(lang, code) for lang, code in found if lang == 'bash'] + ([('python', '\n'.join(python))] if python else [])
 
 
 def run_page(page: str, folder) -> list:  # (code, exit status, output) of each block, up to the first that fails
