@@ -308,10 +308,11 @@ def sentences(
     pct = lambda arm: f"{100*a[arm]:.1f}%" if arm in a.index else "(still to come)"
     for k in NAMES.values():
         then = lambda arm: f"{arm}, then {k}"
-        moves = "; ".join(f"`{_SHORT.get(s, s)}` from {pct(s)} to {pct(then(s))}" for s in STARTS)
+        moves = "; ".join(f"`{_SHORT.get(s, s)}` from {pct(s)} to {pct(then(s))}: {said(t, then(s), s)}" for s in STARTS)
+        worse = [f"`{_SHORT.get(s, s)}`" for s in STARTS if (t[t.contrast == f"{then(s)} − {s}"].reading == "lower").any()]
+        why = f" That it costs {' and '.join(worse)} accuracy need not hold at another learning rate: the one that was best from the base was given to every start." if worse else ""
         out.append(f"**{k}** takes {moves}. Where they end, `mcft` against `sft`: {said(t, then('mcft 0.20'), then('sft'))}; against `cft`: {said(t, then('mcft 0.20'), then('cft'))}. "
-                   f"What `mcft` gains on the way, against what `sft` gains: {said(t, gain('mcft 0.20', k), gain('sft', k))}. "
-                   f"The stage itself, on the base: {said(t, then('base'), 'base')}; on `mcft`: {said(t, then('mcft 0.20'), 'mcft 0.20')}.")
+                   f"What `mcft` gains on the way, against what `sft` gains: {said(t, gain('mcft 0.20', k), gain('sft', k))}." + why)
     return out
 
 def _markdown(d: pd.DataFrame) -> list[str]: # a table of a page

@@ -24,8 +24,7 @@ def blocks(page: str) -> list:  # (language, code)
     "The code of a page; the script for another model is run by tests/test_masking.py."
     text = (ROOT/'docs'/'pages'/f'{page}.md').read_text(encoding='utf-8')
     found = [(lang, code) for lang, code in re.findall(r'^```(bash|python)\n(.*?)^```', text, re.S | re.M) if 'your/model' not in code]
-    python = [code for lang, code in found if lang == 'python'] # of one page: one program
-    return [(lang, code) for lang, code in found if lang == 'bash'] + ([('python', '\n'.join(python))] if python else [])
+    return found if any(lang == 'bash' for lang, _ in found) else [('python', '\n'.join(code for _, code in found))]  # Python alone is one program
 
 
 def run_page(page: str, folder) -> list:  # (code, exit status, output) of each block, up to the first that fails
