@@ -267,7 +267,7 @@ def plot_starts_curves(
             for model, ls, face in (("before", "--", "white"), ("after", "-", c)):
                 g = d[(d.start == a) & (d.metric == kind) & (d.model == model)]
                 axes[i][j].errorbar(g.k, 100*g.value, yerr=[100*(g.value - g.low), 100*(g.high - g.value)], fmt=m, ls=ls, color=c, mfc=face, ms=5, capsize=2, label=f"{model} GRPO")
-            axes[i][j].set_xscale("log", base=2); axes[0][j].set_title(a, fontsize=11); axes[-1][j].set_xlabel("samples"); axes[i][0].set_ylabel(f"{kind}@k (%)")
+            axes[i][j].set_xscale("log", base=2); axes[i][j].set_xticks(ks := sorted(set(d.k)), [str(k) for k in ks]); axes[0][j].set_title(a, fontsize=11); axes[-1][j].set_xlabel("samples"); axes[i][0].set_ylabel(f"{kind}@k (%)")
     axes[0][0].legend(fontsize=8, frameon=True); fig.tight_layout()
     return fig, d
 
