@@ -281,8 +281,8 @@ _SHORT = {"mcft 0.20": "mcft"} # in running text
 
 def said(
     t: pd.DataFrame, # from `contrast_table`
-    first: str|tuple, # a contrast's sides
-    second: str|tuple,
+    first: str|tuple, # one side of the contrast
+    second: str|tuple, # the other
 ) -> str: # e.g. "+1.2 points (+0.3 to +2.1), higher"
     "One contrast in running text."
     d = t[t.contrast == f"{side_name(first)} − {side_name(second)}"]
