@@ -360,7 +360,7 @@ class BeyondConfig:
     rows: str # folder with beyond.parquet, beyond_runs.csv and beyond_curves.csv
     figures: str # folder for the figures
     reported: str = "data/paper/phi4_mini_stages.csv" # Table 3 of the report
-    collect: str = "" # run folder of the grid, to make the rows from first; "" = they are there
+    collect: str = "" # run folder of the grid, to make the rows from first; empty where they are there
     partial: bool = False # the grid has not ended: collect what there is
 
 def collect_rows(
