@@ -275,7 +275,8 @@ def plot_starts_curves(
 _WHY = ("The paper proposes to join masked critiques with reinforcement fine-tuning and leaves it for later (section 6). Here four starts (the base, `sft`, `cft`, and `mcft` with a mask of 20%) go on by rollout DPO "
         "on their own rollouts, and by GRPO, with the same questions and the same number of sampled completions.")
 _LIMITS = ("The student has 1.7 million parameters and the problems are arithmetic. One budget was tried, set by hand; only the learning rates were chosen on the dev split, from the base (mid-training: from the early "
-           "checkpoint), so a start that would do better with another rate is at a disadvantage. A longer run, other rewards or a model that has to search for its chains may order the starts otherwise. "
+           "checkpoint), so a start that would do better with another rate is at a disadvantage. A start that stands higher has less to gain: a larger gain is no advantage by itself, "
+           "where they end is what counts. A longer run, other rewards or a model that has to search for its chains may order the starts otherwise. "
            "`configs/beyond_paper.yaml` has the parameters for a 1.5B model.")
 _SHORT = {"mcft 0.20": "mcft"} # in running text
 
