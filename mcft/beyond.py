@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd, yaml
 from .ablation import RESOURCES, best_lr, slug
 from .compare import READINGS, arm_table, contrast_lines, contrast_table, load_rows, picture_lines, plot_contrasts, save_rows, side_name, verdict_frame
-from .core import check_params, progress, repo_root, resolve, run_info, start_run
+from .core import LATER, arm_after, check_params, progress, repo_root, resolve, run_info, start_run
 from .figures import look, save_figure, style
 
 # %% ../nbs/15_beyond.ipynb #2984f051
 NOTEBOOKS = dict(data="01_data", critique="02_critique", masking="03_masking", train="04_train", rollouts="01_data", dpo="07_preference", grpo="08_rl", midtrain="14_midtrain",
                  chains="01_data", eval="05_eval") # section -> notebook
-NAMES = dict(dpo="DPO", grpo="GRPO") # section -> what figures call it
+NAMES = {k: LATER[k] for k in ("dpo", "grpo")} # section -> what figures call it
 STARTS = ("base", "sft", "cft", "mcft 0.20") # order everywhere
 SEARCHED = (*NAMES, "midtrain") # sections whose learning rate is chosen on the dev split
 RECIPE = ("early checkpoint", "+ mid-training", "+ fine-tuning", "+ rollout DPO", "+ GRPO") # stages, one on the other
@@ -62,7 +62,7 @@ def rates(
     return best_lr(pd.read_csv(rows)) if rows and rows.exists() else {}
 
 def _job(cfg, section, name, needs=(), **params) -> dict: # a notebook, its parameters, the folders it reads
-    out, rate = f"{cfg['run_dir']}/{name}", {k: v for k, v in dict(lr=rates(cfg).get(section)).items() if v}
+    out, rate = f"{cfg['run_dir']}/{name}", dict(lr=v) if (v := cfg.get("rates", {}).get(section)) else {}
     return {name: dict(nb=f"nbs/{NOTEBOOKS[section]}.ipynb", params={**rate, **cfg[section], **params, "out_dir": out}, needs=[f"{cfg['run_dir']}/{n}/run.json" for n in needs])}
 
 def shared_jobs(
@@ -120,7 +120,7 @@ def evaluated(
     job = lambda name, arm, seed: (name, f"{R}/{name}", arm, seed)
     for s in cfg["seeds"]:
         out += [job(f"start/{slug(a)}-s{s}", a, s) for a in cfg["starts"]]
-        out += [job(f"{kind}/{slug(a)}-s{s}", f"{a}, then {name}", s) for kind, name in NAMES.items() for a in ("base", *cfg["starts"])]
+        out += [job(f"{kind}/{slug(a)}-s{s}", arm_after(a, kind), s) for kind in NAMES for a in ("base", *cfg["starts"])]
     if cfg["early"]:
         out += [("", cfg["early"], RECIPE[0], -1)]
         out += [job(f"recipe/{k}-s{s}", arm, s) for s in cfg["seeds"] for k, arm in zip(("mid", "sft", "dpo", "grpo"), RECIPE[1:])]
@@ -137,7 +137,7 @@ def jobs(
     cfg: dict, # from `read_plan`
 ) -> dict: # name -> nb, params, needs
     "Every notebook that is to be run."
-    out = shared_jobs(cfg)
+    cfg = {**cfg, "rates": rates(cfg)}; out = shared_jobs(cfg)
     for s in cfg["seeds"]:
         for a in ("base", *cfg["starts"]): out |= start_jobs(cfg, a, s)
         if cfg["early"]: out |= recipe_jobs(cfg, s)
@@ -150,7 +150,7 @@ def search_jobs(
 ) -> dict: # name -> nb, params, needs
     "Each section with each of its rates, and a dev score for each model; the scores of the models they start from."
     if not (s := cfg["search"]): return {}
-    R, base, cfg = cfg["run_dir"], cfg["train"]["model_dir"], {**cfg, "search": {}} # no rate of an earlier search
+    R, base = cfg["run_dir"], cfg["train"]["model_dir"]
     dev = lambda name, model, needs: _job(cfg, "eval", f"search/eval/{name}", needs, model_dir=model, benchmarks=s["benchmarks"], n_problems=s["n_problems"], tables_to="")
     own = dict(dpo=dict(model_dir=base, rollouts=f"{R}/search/rollouts/rollouts.jsonl"), grpo=dict(model_dir=base), midtrain=dict(model_dir=cfg["early"], rollouts=f"{R}/chains/rollouts.jsonl"))
     needs = dict(dpo=["search/rollouts"], midtrain=["chains"])
@@ -178,7 +178,7 @@ def gain(
     stage: str, # DPO or GRPO
 ) -> tuple: # (after, before)
     "What a start gains by a stage, one side of a contrast."
-    return f"{start}, then {stage}", start
+    return arm_after(start, stage), start
 
 PLANNED = tuple((f"mcft 0.20, then {k}", f"{a}, then {k}") for k in NAMES.values() for a in ("sft", "cft")) + tuple(
     (gain("mcft 0.20", k), gain("sft", k)) for k in NAMES.values()) + tuple(

@@ -360,7 +360,7 @@ RANGES = {
     "a whole number from 0": lambda v: isinstance(v, int) and v >= 0, "a whole number from 1": lambda v: isinstance(v, int) and v >= 1,
     "a whole number from 2": lambda v: isinstance(v, int) and v >= 2, "1 or more, or None for all": lambda v: v is None or v >= 1,
     "1 or more, or -1 to go by epochs": lambda v: v >= 1 or v == -1, "0 or more": lambda v: v >= 0, "a number above 0": lambda v: v > 0,
-    "a number between 0 and 1": lambda v: 0 < v < 1, "a share above 0, up to 1": lambda v: 0 < v <= 1, "a share from 0 to below 1": lambda v: 0 <= v < 1,
+    "a number between 0 and 1": lambda v: 0 < v < 1, "a number between 0 and 100": lambda v: 0 < v < 100, "a share above 0, up to 1": lambda v: 0 < v <= 1, "a share from 0 to below 1": lambda v: 0 <= v < 1,
 } # what is expected -> does a value fit?
 
 def check_fields(

@@ -147,9 +147,9 @@ def encode_pairs(
     system: str = "", # system turn; "" = none
 ) -> list[dict]: # prompt_ids, chosen_ids, rejected_ids; completions end with the end token
     "Token ids, the prompt as evaluation makes it; what the template opens is not opened twice."
-    prompt = lambda p: chat_prompt(tok, problems[p["problem_id"]]["question"], system)
-    ids = lambda p, text: tok(text[opened_part(prompt(p), text):], add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
-    return [dict(prompt_ids=prompt_ids(tok, prompt(p)), chosen_ids=ids(p, p["chosen"]), rejected_ids=ids(p, p["rejected"])) for p in pairs]
+    ids = lambda x, text: tok(text[opened_part(x, text):], add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
+    prompts = [chat_prompt(tok, problems[p["problem_id"]]["question"], system) for p in pairs]
+    return [dict(prompt_ids=prompt_ids(tok, x), chosen_ids=ids(x, p["chosen"]), rejected_ids=ids(x, p["rejected"])) for x, p in zip(prompts, pairs)]
 
 @torch.no_grad()
 def pair_logps(
@@ -287,7 +287,7 @@ def check_preference(
     "Raise `ValueError` that names the field, its value and what is allowed."
     check_fields(cfg, dict(method=METHODS, near_miss=NEAR, loss_type=LOSSES, scheduler=SCHEDULERS, pairs_from=("", "rollouts", "critiques"), **RUN_CHOICES), {
         "a whole number from 1": ("epochs", "batch_size", "grad_accumulation", "log_steps", "pairs_per_question", "watch_pairs", "max_length"),
-        "0 or more": ("save_steps", "watch_steps", "warmup", "weight_decay", "threads", "sft_weight"), "a number between 0 and 1": ("lr",), "a number above 0": ("beta",),
+        "0 or more": ("save_steps", "watch_steps", "warmup", "weight_decay", "threads", "sft_weight"), "a number between 0 and 1": ("lr",), "a number between 0 and 100": ("beta",),
         "1 or more, or None for all": ("n_pairs",), "1 or more, or -1 to go by epochs": ("max_steps",)})
     if not 0 <= cfg.alpha <= 1: raise ValueError(f"alpha is {cfg.alpha!r}, expected 0 to 1: above 1 the loss falls by making everything less likely")
     if not 0 <= cfg.right_low <= cfg.right_high <= 1:
