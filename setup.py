@@ -17,17 +17,20 @@ def lines(key):
 
 
 def extras():
-    "An extra for each `X_requirements`; `dev` holds its own and all others but gpu and slurm, which not every machine can use."
+    """An extra for each `X_requirements`; `dev` holds its own and all others but gpu and slurm, which not every
+    machine can use."""
     found = {k.removesuffix('_requirements'): lines(k) for k in cfg if k.endswith('_requirements')}
     return {**found, 'dev': [r for k in found if k not in ('gpu', 'slurm') for r in found[k]]}
 
 
 class WithFiles(build_py):
-    "The small files that the library reads travel with it, in mcft/repo/; a clone, also an editable one, has them in their places."
+    """The small files that the library reads travel with it, in mcft/repo/; a clone, also an editable one, has them
+    in their places."""
     def run(self):
         super().run()
         if self.editable_mode: return
-        for folder in 'configs', 'data/paper': self.copy_tree(str(here/folder), f"{self.build_lib}/{cfg['lib_path']}/repo/{folder}")
+        for folder in 'configs', 'data/paper':
+            self.copy_tree(str(here/folder), f"{self.build_lib}/{cfg['lib_path']}/repo/{folder}")
 
 
 def long_description():
@@ -46,7 +49,8 @@ setup(
     author=cfg['author'],
     license='Apache-2.0',
     classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}",
-                 f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
+                 f"Natural Language :: {cfg['language']}", 'Operating System :: POSIX',
+                 *(f'Programming Language :: Python :: {v}' for v in ('3.11', '3.12', '3.13'))],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=lines('requirements'),

@@ -10,7 +10,9 @@ ini.read(here.parent/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 
 project, author, release, copyright = cfg['title'], cfg['author'], cfg['version'], cfg['copyright']
-extensions = ['myst_nb', 'mathtext']
+extensions = ['myst_nb', 'mathtext', 'sphinxcontrib.bibtex']
+bibtex_bibfiles = ['references.bib']  # a key that is cited and not there is a warning, hence a failure
+bibtex_reference_style = 'author_year'
 root_doc = 'index'
 exclude_patterns = ['data', 'figures']
 

@@ -1,7 +1,7 @@
 """From nbdev's processed notebooks to pages that Sphinx and MyST-NB render.
 
-nbdev writes for Quarto: a YAML title, `show_doc` outputs, `#|` lines, `:::` callouts. Each function below turns one of those
-into what MyST reads. Nothing is executed here; nbdev has done that."""
+nbdev writes for Quarto: a YAML title, `show_doc` outputs, `#|` lines, `:::` callouts. Each function below turns one of
+those into what MyST reads. Nothing is executed here; nbdev has done that."""
 import re
 from pathlib import PurePosixPath
 
@@ -12,7 +12,7 @@ CALLOUTS = dict(note='note', tip='tip', warning='warning', important='important'
 
 
 def page_name(
-    nb_name: str,  # file name of a notebook, such as `00_core.ipynb`
+    nb_name: str,  # file name of a notebook, such as `lib/01_core.ipynb`
 ) -> str:  # name of its page, such as `core`
     "The page of a notebook is named like its module: without number and suffix."
     return re.sub(r'^\d+[a-zA-Z]?_', '', PurePosixPath(nb_name).stem)
@@ -38,10 +38,12 @@ def fix_links(
     md: str,  # markdown
     pages: dict,  # notebook file name (of an example, with its folder) -> page name
 ) -> str:
-    "Links to notebooks and to the pages in docs/ become links to pages of the site; other links out of a file's folder start at the site's root."
+    """Links to notebooks and to the pages in docs/ become links to pages of the site; other links out of a file's
+    folder start at the site's root."""
     md = re.sub(r'(\]\([^)\s]+\))\{target=[^}]*\}', r'\1', md)
     md = re.sub(r'(\]\(|src=")(?:\.\./)+', r'\1', md)
-    md = re.sub(r'\]\((?:nbs/)?((?:examples/)?[\w.]+\.ipynb)(#[^)\s]*)?\)', lambda m: f"]({pages[m[1]]}.ipynb{m[2] or ''})" if m[1] in pages else m[0], md)
+    md = re.sub(r'\]\((?:\w+/)*?((?:examples/)?[\w.]+\.ipynb)(#[^)\s]*)?\)',
+                lambda m: f"]({pages[m[1]]}.ipynb{m[2] or ''})" if m[1] in pages else m[0], md)
     md = re.sub(r'\]\(docs/(?:pages/)?(\w+\.md)', r'](\1', md)
     return re.sub(rf"\]\(({'|'.join(ROOT_PAGES)})\.md", lambda m: f'](' + m[1].lower() + '.md', md)
 
@@ -63,9 +65,11 @@ def fix_divs(
         classes = re.findall(r'\.([\w-]+)', attrs)
         kind = next((c[8:] for c in classes if c.startswith('callout-')), None)
         if kind is None: return f"{fence}{{container}} {' '.join(classes)}".rstrip()
-        if kind not in CALLOUTS: raise ValueError(f"callout {kind!r} in `{m[0]}` is not known: one of {', '.join(CALLOUTS)}")
+        if kind not in CALLOUTS:
+            raise ValueError(f"callout {kind!r} in `{m[0]}` is not known: one of {', '.join(CALLOUTS)}")
         title = re.search(r'title="([^"]*)"', attrs)
-        return f'{fence}{{admonition}} {title[1]}\n:class: {CALLOUTS[kind]}' if title else f'{fence}{{{CALLOUTS[kind]}}}'
+        return (f'{fence}{{admonition}} {title[1]}\n:class: {CALLOUTS[kind]}' if title
+                else f'{fence}{{{CALLOUTS[kind]}}}')
     return re.sub(r'^(:{3,})\s*\{([^}]*\..*?)\}\s*$', opening, md, flags=re.M)
 
 
@@ -117,14 +121,17 @@ def output_markdown(
     for o in cell['outputs']:
         md = o.get('data', {}).get('text/markdown')
         if md: return ''.join(md)
-    raise ValueError(f"show_doc gave no Markdown in the cell `{cell['source']}`: see what `nbdev.quarto.proc_nbs` printed")
+    raise ValueError(f"show_doc gave no Markdown in the cell `{cell['source']}`: see what `nbdev.quarto.proc_nbs` "
+                     "printed")
 
 
 def code_cell(cell, exported: bool) -> dict:
-    "A code cell without directives; exported ones folded, but for dataclasses, whose signature does not say what fields mean."
+    """A code cell without directives; exported ones folded, but for dataclasses, whose signature does not say what
+    fields mean."""
     tags = ['remove-input'] if cell['source'].startswith('#| echo: false') else []
     cell = dict(cell, source=strip_directives(cell['source']), metadata={'tags': tags} if tags else {})
-    if exported and '@dataclass' not in cell['source']: cell['metadata']['tags'] = ['hide-input']
+    if exported and not re.search('^@(dataclass|parameters)', cell['source'], re.M):
+        cell['metadata']['tags'] = ['hide-input']
     return cell
 
 
@@ -135,7 +142,8 @@ def convert(
     pages: dict,  # notebook file name -> page name
     symbols: dict,  # name -> module
 ) -> dict:  # a notebook for MyST-NB
-    "One notebook to one page: title, prose, signatures as prose, then the folded source, then examples with their outputs."
+    """One notebook to one page: title, prose, signatures as prose, then the folded source, then examples with their
+    outputs."""
     module, cells, held, seen = page_name(name), [], [], set()
     for cell in nb['cells']:
         src = cell['source']

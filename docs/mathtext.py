@@ -15,11 +15,13 @@ def formula_svg(
     "One formula as SVG; what matplotlib cannot read is an error that shows the formula."
     out = BytesIO()
     try: depth = mathtext.math_to_image(f'${tex}$', out, prop=FontProperties(size=size), format='svg')
-    except ValueError as e: raise ValueError(f"formula ${tex}$ cannot be drawn ({e}): keep to what matplotlib's mathtext knows") from e
+    except ValueError as e:
+        raise ValueError(f"formula ${tex}$ cannot be drawn ({e}): keep to what matplotlib's mathtext knows") from e
     svg = out.getvalue().decode()
     svg = svg[svg.index('<svg'):].replace('fill="#000000"', 'fill="currentColor"')
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
-    return svg.replace('<svg ', f'<svg class="formula" role="img" aria-label="{escape(tex)}" style="vertical-align:{-depth:.1f}pt" ', 1)
+    return svg.replace('<svg ', f'<svg class="formula" role="img" aria-label="{escape(tex)}" '
+                                f'style="vertical-align:{-depth:.1f}pt" ', 1)
 
 
 def visit_inline(self, node):

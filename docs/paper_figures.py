@@ -1,6 +1,7 @@
 """The paper's Figures 1 to 4 redrawn: what each shows, as vector drawings of one example of the pocket world.
 
-Everything that is text comes from the committed rows: the example, its tokens, and the mask that `mcft.masking` draws for it."""
+Everything that is text comes from the committed rows: the example, its tokens, and the mask that `mcft.masking` draws
+for it."""
 import json, re, sys
 from io import BytesIO
 from pathlib import Path
@@ -12,11 +13,12 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from mcft.masking import IGNORE, MaskPlan, MaskSpec  # noqa: E402
+from mcft.mask import IGNORE, MaskPlan, MaskSpec  # noqa: E402
 
 POCKET = ROOT/'data'/'pocket'
 INK, GREEN, ORANGE, BLUE, GREY = '#000001', '#029e73', '#de8f05', '#0173b2', '#7f7f7f'
-WIDTH, EM, LEADING = 720, 0.602, 1.35  # points; a letter's width in the monospaced font and the distance of lines, in font sizes
+# points; a letter's width in the monospaced font and the distance of lines, in font sizes
+WIDTH, EM, LEADING = 720, 0.602, 1.35
 
 
 def rows(name: str) -> list:
@@ -26,8 +28,10 @@ def rows(name: str) -> list:
 
 def example() -> dict:
     "The shortest kept critique of a wrong rollout whose question is a sentence."
-    wrong = lambda r: r['status'] == 'kept' and r['question'][0].isupper() and f"\\boxed{{{r['answer']}}}" not in r['rollout']
-    return min(filter(wrong, rows('critiques')), key=lambda r: (len(r['rollout'] + r['critique'] + r['reasoning']), r['id']))
+    def wrong(r):
+        return r['status'] == 'kept' and r['question'][0].isupper() and f"\\boxed{{{r['answer']}}}" not in r['rollout']
+    return min(filter(wrong, rows('critiques')), key=lambda r: (len(r['rollout'] + r['critique'] + r['reasoning']),
+                                                                r['id']))
 
 
 def tokens() -> list:  # (text, kind, masked) for each token of the example
@@ -35,9 +39,10 @@ def tokens() -> list:  # (text, kind, masked) for each token of the example
     from tokenizers import Tokenizer
     row = next(r for r in rows('encoded') if r['id'] == f"{example()['id']}:critique")
     tok = Tokenizer.from_file(str(POCKET/'base'/'tokenizer.json'))
-    (x,) = MaskPlan([row], MaskSpec(rate=.2)).inputs()
+    (x,) = MaskPlan([row], MaskSpec(mask_rate=.2)).inputs()
     kinds = [kind for a, b, kind in row['spans'] for _ in range(a, b)]
-    return [(tok.decode([i], skip_special_tokens=False).replace('｜', '|').replace('▁', '_'), kind, label == IGNORE and kind != 'prompt') for i, kind, label in zip(row['input_ids'], kinds, x['labels'].tolist())]
+    return [(tok.decode([i], skip_special_tokens=False).replace('｜', '|').replace('▁', '_'), kind, label == IGNORE
+             and kind != 'prompt') for i, kind, label in zip(row['input_ids'], kinds, x['labels'].tolist())]
 
 
 # Drawing: a point is a point, y grows downwards.
@@ -60,7 +65,8 @@ def frame(ax, x, y, w, h, color, ls='-', strength=.16, shape=FancyBboxPatch):
 def say(ax, x, y, text, size=10.0, mono=False, **kw):
     "Lines of text below y."
     for i, line in enumerate(text.split('\n')):
-        ax.text(x, y + size*(1 + LEADING*i), line.replace('$', r'\$'), size=size, color=INK, family='monospace' if mono else 'sans-serif', **kw)
+        ax.text(x, y + size*(1 + LEADING*i), line.replace('$', r'\$'), size=size, color=INK, family='monospace' if mono
+                else 'sans-serif', **kw)
 
 
 def tall(text, size=10.0) -> float:
@@ -89,8 +95,10 @@ def pipeline():
     "Figure 1: from a question to a training example with a mask."
     r, w, gap = example(), 160, 24
     parts = (('1  question', '', r['question'], BLUE), ('2  rollout', 'the student samples', bare(r['rollout']), GREY),
-             ('3  critique + rewrite', 'the teacher writes', f"{r['critique']}\n\n{r['reasoning']}\n\\boxed{{{r['answer']}}}", ORANGE),
-             ('4  training', 'the student learns Y from X', "X: question, rollout\nY: critique, rewrite, and\nthe answer\n\nA share of the critique's\ntokens carries no loss.", GREEN))
+             ('3  critique + rewrite', 'the teacher writes',
+              f"{r['critique']}\n\n{r['reasoning']}\n\\boxed{{{r['answer']}}}", ORANGE),
+             ('4  training', 'the student learns Y from X', "X: question, rollout\nY: critique, rewrite, and\nthe "
+              "answer\n\nA fraction of the\ncritique's tokens is not\ntrained on.", GREEN))
     texts = [fold(text, 26) for *_, text, _ in parts]
     h = max(tall(t, 9) for t in texts)
     fig, ax = canvas(h + 40)
@@ -105,7 +113,7 @@ def pipeline():
 
 
 def mask():
-    "Figure 2: which tokens carry loss."
+    "Figure 2: which tokens are trained on."
     size, x, y, cells = 9.5, 3, 26, []
     for text, kind, masked in tokens():
         if kind == 'prompt': continue
@@ -115,8 +123,9 @@ def mask():
         cells.append((x, y, w, shown, masked))
         x += w + 3
     fig, ax = canvas(y + 62)
-    say(ax, 3, 2, 'Y, token by token: a masked token stays in sight, but carries no loss', 10.5, weight='bold')
-    keys = (3, y + 42, 20, '', False, 'carries loss: its label is the token itself'), (333, y + 42, 20, '', True, 'masked: its label is -100')
+    say(ax, 3, 2, 'Y, token by token: a masked token stays in sight, but is not trained on', 10.5, weight='bold')
+    keys = (3, y + 42, 20, '', False, 'trained on: its label is the token itself'), (333, y + 42, 20, '', True,
+                                                                                       'masked: its label is -100')
     for x, y, w, shown, masked, *key in (*cells, *keys):
         frame(ax, x, y, w, 16, ORANGE if masked else GREEN, '--' if masked else '-', .3 if masked else .14, Rectangle)
         say(ax, x + w/2, y + 1.5, shown, size, mono=True, ha='center')
@@ -129,8 +138,11 @@ def mask():
 def layout():
     "Figure 3: X and Y of one example, with their tags."
     r = example()
-    parts = (('X', ''.join(t for t, kind, _ in tokens() if kind == 'prompt'), GREY, 'no loss'), ('Y', f"<critique>\n{r['critique']}\n</critique>", ORANGE, 'loss, but not on the\nmasked tokens between\nthe tags'),
-             ('', f"<reasoning>\n{r['reasoning']}\n</reasoning>", GREEN, 'loss on every token'), ('', f"<ans>\\boxed{{{r['answer']}}}</ans><|end_of_sentence|>", GREEN, 'loss on every token'))
+    parts = (('X', ''.join(t for t, kind, _ in tokens() if kind == 'prompt'), GREY, 'no loss'),
+             ('Y', f"<critique>\n{r['critique']}\n</critique>", ORANGE,
+              'loss, but not on the\nmasked tokens between\nthe tags'),
+             ('', f"<reasoning>\n{r['reasoning']}\n</reasoning>", GREEN, 'loss on every token'),
+             ('', f"<ans>\\boxed{{{r['answer']}}}</ans><|end_of_sentence|>", GREEN, 'loss on every token'))
     texts = [fold(text, 84) for _, text, *_ in parts]
     fig, ax = canvas(sum(tall(t, 9.5) + 6 for t in texts) + 18)
     y = 4
@@ -147,8 +159,11 @@ def layout():
 def inference():
     "Figure 4: at inference the question alone."
     r = example()
-    parts = (('Training', f"{r['question']}\n\n{bare(r['rollout'])}", f"{r['critique']}\n\n{r['reasoning']}\n\\boxed{{{r['answer']}}}", 'question and rollout', 'critique, rewrite, answer', GREY, ORANGE),
-             ('Inference', r['question'], 'a chain and a boxed answer', 'the question alone', 'no critique is asked for', BLUE, GREEN))
+    parts = (('Training', f"{r['question']}\n\n{bare(r['rollout'])}",
+              f"{r['critique']}\n\n{r['reasoning']}\n\\boxed{{{r['answer']}}}", 'question and rollout',
+              'critique, rewrite, answer', GREY, ORANGE),
+             ('Inference', r['question'], 'a chain and a boxed answer', 'the question alone',
+              'no critique is asked for', BLUE, GREEN))
     pairs = [(fold(x, 40), fold(y, 48)) for _, x, y, *_ in parts]
     fig, ax = canvas(sum(tall(max(p, key=lambda t: t.count('\n')), 9.5) + 42 for p in pairs))
     top = 2
@@ -156,7 +171,8 @@ def inference():
         h = tall(max(x, y, key=lambda t: t.count('\n')), 9.5)
         say(ax, 3, top, f'{head}: {about_x}', 10.5, weight='bold')
         say(ax, 419, top, about_y, 10.5, weight='bold')
-        for left, w, text, color, ls in ((3, 250, x, cx, '-'), (419, 298, y, cy, '-'), (300, 72, '', INK, '-')): frame(ax, left, top + 18, w, h, color, ls, .04 if color == INK else .16)
+        for left, w, text, color, ls in ((3, 250, x, cx, '-'), (419, 298, y, cy, '-'), (300, 72, '', INK, '-')):
+            frame(ax, left, top + 18, w, h, color, ls, .04 if color == INK else .16)
         say(ax, 12, top + 23, x, 9.5, mono=True)
         say(ax, 428, top + 23, y, 9.5, mono=True)
         say(ax, 336, top + 11 + h/2, 'student', 10.5, ha='center')
@@ -171,7 +187,8 @@ FIGURES = dict(paper_1_pipeline=pipeline, paper_2_mask=mask, paper_3_layout=layo
 def svg(name: str, inline: bool = False) -> str:
     "A figure as SVG: a file with a white ground, or a piece of a page, in the colour of the text around it."
     out = BytesIO()
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, 'backend': matplotlib.rcParams['backend'], 'svg.fonttype': 'none', 'svg.hashsalt': name}):  # whatever was drawn before
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, 'backend': matplotlib.rcParams['backend'],
+                                'svg.fonttype': 'none', 'svg.hashsalt': name}):  # whatever was drawn before
         FIGURES[name]().savefig(out, format='svg', transparent=inline, metadata={'Date': None, 'Creator': None})
     text = re.sub(r'<metadata>.*?</metadata>\s*', '', out.getvalue().decode(), flags=re.S)
     text = re.sub(r'(\d\.\d\d)\d+', r'\1', text)

@@ -1,6 +1,7 @@
 """Where a table or figure comes from: its rows, the notebook cell and the command that made it, the commit of that run.
 
-`make publish` and the commands that write single tables note the run: `python docs/provenance.py --run runs/pocket --command "make reproduce"`.
+`make publish` and the commands that write single tables note the run:
+`python docs/provenance.py --run runs/pocket --command "make reproduce"`.
 A file without such a note was committed before there were any: the site then names the commit that holds it."""
 import argparse, hashlib, json, re, subprocess
 from fnmatch import fnmatch
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTES = Path('data')/'results'/'provenance.json'
+SHOWN = '.csv', '.md', '.png', '.parquet'  # endings of files that pages show or link to
 WRITTEN = 'data/results', 'figures', 'docs/results.md'  # what the commands write: no local change of what they run
 
 
@@ -22,16 +24,20 @@ class Maker(NamedTuple):
 
 
 REPRODUCE, AUDIT, EXPERIMENT = 'make reproduce', 'make audit', 'make ablation'
+PAGE = 'made = run_report('  # the cell that makes a page of results
 MAKERS = (  # the first pattern that fits
-    Maker('audit', 'nbs/10_audit.ipynb', '"audit.csv"', AUDIT),
-    Maker('audit_truncation', 'nbs/10_audit.ipynb', '"audit_truncation"', AUDIT),
-    Maker('audit_paired', 'nbs/10_audit.ipynb', '"audit_paired"', AUDIT),
+    Maker('audit', 'nbs/around/01_audit.ipynb', '"audit.csv"', AUDIT),
+    Maker('audit_truncation', 'nbs/around/01_audit.ipynb', '"audit_truncation"', AUDIT),
+    Maker('audit_paired', 'nbs/around/01_audit.ipynb', '"audit_paired"', AUDIT),
     Maker('pocket_runs', 'nbs/05_eval.ipynb', '"pocket_runs.csv"', REPRODUCE),
-    Maker('table*', 'nbs/05_eval.ipynb', 'build_tables(tables_to if', REPRODUCE),
-    Maker('figures/funnel', 'nbs/06_ablation.ipynb', 'made = run_ablation(', REPRODUCE),
-    Maker('funnel', 'nbs/02_critique.ipynb', 'run_critique(CritiqueConfig(problems', REPRODUCE),
-    Maker('measured_runs', 'nbs/12_costs.ipynb', 'resolve(measured).exists()', REPRODUCE),
-    Maker('overlap', 'nbs/00_overlap.ipynb', 'table = report(OverlapConfig(', 'papermill nbs/00_overlap.ipynb runs/00_overlap.ipynb'),
+    Maker('table*', 'nbs/05_eval.ipynb', 'build_tables(rows_from', REPRODUCE),
+    Maker('figures/funnel', 'nbs/06_ablation.ipynb', PAGE, REPRODUCE),
+    Maker('funnel', 'nbs/02_critique.ipynb', 'guess = read_params(CritiqueParams', REPRODUCE),
+    Maker('measured_runs', 'nbs/around/04_costs.ipynb', 'resolve(p.measured).exists()', REPRODUCE),
+    Maker('overlap', 'nbs/around/05_overlap.ipynb', 'table = report(p.config(), ',
+          'papermill nbs/around/05_overlap.ipynb runs/overlap.ipynb'),
+    Maker('school_*', 'nbs/worlds/04_school.ipynb', 'cfg = read_params(SchoolRun',
+          'papermill nbs/worlds/04_school.ipynb OUT.ipynb -p gate True -p score True'),
     Maker('figures/paper_*', 'docs/paper_figures.py', '', 'python docs/paper_figures.py'),
     Maker('lr_dev', 'Snakefile', '', 'make lr'),
     Maker('ablation_lr', 'Snakefile', '', 'make lr PROFILE=ablation'),
@@ -45,12 +51,15 @@ MAKERS = (  # the first pattern that fits
     Maker('funnel_faults', 'measure/faults_teacher.py', '', 'make faults NAMES=teacher'),
     Maker('teacher_counts', 'measure/faults_teacher.py', '', 'make faults NAMES=teacher'),
     Maker('gpu', 'measure/gpu_train.py', '', 'make gpu'),
-    Maker('beyond_lr', 'beyond.smk', '', 'make lr PROFILE=beyond'),
-    Maker('beyond*', 'nbs/15_beyond.ipynb', 'made = run_beyond(', 'make beyond'),
-    Maker('displacement_plot', 'nbs/07_preference.ipynb', '"displacement_plot"', 'papermill nbs/07_preference.ipynb OUT.ipynb'),
-    Maker('pass_and_cons', 'nbs/08_rl.ipynb', 'curves = measure_curves(CurveConfig(problems', 'papermill nbs/08_rl.ipynb OUT.ipynb'),
-    *(Maker(f, 'nbs/13_experiment.ipynb', 'made = run_experiment(', EXPERIMENT) for f in ('ablation*', 'contrasts', 'power')),
-    *(Maker(f, 'nbs/06_ablation.ipynb', 'made = run_ablation(', REPRODUCE) for f in ('contrasts_pocket', 'findings', 'accuracy_*', 'loss_*', 'learning_rates')),
+    Maker('beyond_lr', 'Snakefile', '', 'make lr PROFILE=beyond'),
+    Maker('beyond*', 'nbs/10_beyond.ipynb', PAGE, 'make beyond'),
+    Maker('displacement_plot', 'nbs/08_preference.ipynb', '"displacement_plot"',
+          'papermill nbs/08_preference.ipynb OUT.ipynb'),
+    Maker('pass_and_cons', 'nbs/09_rl.ipynb', 'measured = measure_curves(cfg',
+          'papermill nbs/09_rl.ipynb OUT.ipynb'),
+    *(Maker(f, 'nbs/06_ablation.ipynb', PAGE, EXPERIMENT) for f in ('ablation*', 'contrasts', 'power')),
+    *(Maker(f, 'nbs/06_ablation.ipynb', PAGE, REPRODUCE)
+      for f in ('contrasts_pocket', 'findings', 'accuracy_*', 'loss_*', 'learning_rates')),
 )
 
 
@@ -67,9 +76,12 @@ def cell_id(
     marker: str,
 ) -> str:
     "Id of the cell that holds the marker and is not exported; none or several are an error."
-    code = [c for c in json.loads((ROOT/source).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code' and not ''.join(c['source']).startswith('#| export')]
+    cells = json.loads((ROOT/source).read_text(encoding='utf-8'))['cells']
+    code = [c for c in cells if c['cell_type'] == 'code' and not ''.join(c['source']).startswith('#| export')]
     found = [c['id'] for c in code if marker in ''.join(c['source'])]
-    if len(found) != 1: raise ValueError(f'{len(found)} cells of {source} hold {marker!r}: give MAKERS in docs/provenance.py a text that one cell has')
+    if len(found) != 1:
+        raise ValueError(f'{len(found)} cells of {source} hold {marker!r}: '
+                         'give MAKERS in docs/provenance.py a text that one cell has')
     return found[0]
 
 
@@ -94,7 +106,8 @@ def notes(root: Path = ROOT) -> dict:  # path -> {commits, command, digest}
 
 def noted(path: Path, root: Path = ROOT) -> dict:
     "The note about a file, {} when there is none or the file has changed since."
-    note = notes(root).get(path.resolve().relative_to(root).as_posix(), {}) if path.resolve().is_relative_to(root) else {}
+    if not path.resolve().is_relative_to(root): return {}
+    note = notes(root).get(path.resolve().relative_to(root).as_posix(), {})
     return note if note and note['digest'] == digest(path) else {}
 
 
@@ -108,7 +121,8 @@ def git(*args, root: Path = ROOT) -> str:
 @cache
 def committed_in(path: Path, root: Path = ROOT) -> str:  # short hash, '' = not known
     "The last commit that changed a file; a shallow clone does not know."
-    return '' if git('rev-parse', '--is-shallow-repository', root=root) != 'false' else git('log', '-1', '--format=%h', '--', str(path), root=root)
+    if git('rev-parse', '--is-shallow-repository', root=root) != 'false': return ''
+    return git('log', '-1', '--format=%h', '--', str(path), root=root)
 
 
 def short(commit: str) -> str:  # `1234567`, said in words when the tree had local changes
@@ -117,7 +131,7 @@ def short(commit: str) -> str:  # `1234567`, said in words when the tree had loc
 
 
 def said_commit(path: Path, site: bool) -> str:
-    "The commit of the run; where it was not noted, and on the site alone (a page cannot name its own commit), the one that holds the file."
+    "Name the commit of the run; where it was not noted, on the site alone, the one that holds the file."
     if note := noted(path): return 'run at ' + ', '.join(map(short, note['commits']))
     if not site: return ''
     return f"commit {short(c)}" if (c := committed_in(path)) else 'commit not recorded'
@@ -133,9 +147,12 @@ def line(
     m = maker(figure or path)
     script = f'[{Path(m.source).name}]({link(ROOT/m.source)})'
     cell = m.marker and cell_id(m.source, m.marker)
-    where = script if not cell else f'cell [{cell}](#{anchor(m.source, cell)}) of {Path(m.source).name}' if site else f'cell `{cell}` of {script}'
+    where = script
+    if cell: where = f'cell `{cell}` of {script}'
+    if cell and site: where = f'cell [{cell}](#{anchor(m.source, cell)}) of {Path(m.source).name}'
     vector = f', [vector]({link(figure.with_suffix(".svg"))})' if figure and figure.with_suffix('.svg').exists() else ''
-    parts = f'Rows: [{path.name}]({link(path)}){vector}', where, f"`{noted(path).get('command', m.command)}`", said_commit(path, site)
+    command = noted(path).get('command', m.command)
+    parts = f'Rows: [{path.name}]({link(path)}){vector}', where, f'`{command}`', said_commit(path, site)
     return boxed(parts) if site else ' · '.join(filter(None, parts))
 
 
@@ -156,7 +173,7 @@ def of_run(
     path: Path,  # published file
     run: Path,  # folder of a finished workflow
 ) -> list:  # commits
-    "From which commits a run made a file: its folder's run.json, else the one of the stage that writes there, else those of all folders of that stage."
+    "Say from which commits a run made a file: by its folder, the stage that writes there, or all its folders."
     twin = next((p for p in sorted(run.rglob(path.name)) if p.is_file() and p.read_bytes() == path.read_bytes()), None)
     if twin is None: return []
     stage = run/Path(maker(path).source).stem
@@ -165,7 +182,8 @@ def of_run(
 
 def published(root: Path = ROOT) -> list:
     "The files that pages show or link to."
-    return sorted(p for d in ('data/results', 'figures') for p in (root/d).glob('*') if p.suffix in ('.csv', '.md', '.png', '.parquet') and p.name != NOTES.name)
+    files = [p for d in ('data/results', 'figures') for p in (root/d).glob('*')]
+    return sorted(p for p in files if p.suffix in SHOWN and p.name != NOTES.name)
 
 
 def note_run(
@@ -175,10 +193,12 @@ def note_run(
     root: Path = ROOT,
 ) -> dict:  # what was noted anew
     "Write which run made which file into data/results/provenance.json."
-    now = git('rev-parse', 'HEAD', root=root) + ('-dirty' if git('status', '--porcelain', '-uno', '--', '.', *(f':!{d}' for d in WRITTEN), root=root) else '')
+    changed = git('status', '--porcelain', '-uno', '--', '.', *(f':!{d}' for d in WRITTEN), root=root)
+    now = git('rev-parse', 'HEAD', root=root) + ('-dirty' if changed else '')
     new = {}
     for f in map(Path.absolute, files or published(root)):
-        if found := of_run(f, run) if run else [now]: new[f.relative_to(root).as_posix()] = dict(command=command, commits=found, digest=digest(f))
+        found = of_run(f, run) if run else [now]
+        if found: new[f.relative_to(root).as_posix()] = dict(command=command, commits=found, digest=digest(f))
     text = json.dumps(notes(root) | new, indent=1, sort_keys=True, ensure_ascii=False)
     if new: (root/NOTES).write_text(text + '\n', encoding='utf-8')
     return new
@@ -187,7 +207,8 @@ def note_run(
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('files', type=Path, nargs='*', help='published files; none = all that the run made')
-    parser.add_argument('--run', type=Path, help='folder of the finished run; without it, the commit that is checked out')
+    parser.add_argument('--run', type=Path,
+                        help='folder of the finished run; without it, the commit that is checked out')
     parser.add_argument('--command', required=True, help='what made them, such as "make audit"')
     given = parser.parse_args()
     if not given.files and not given.run: parser.error('name files, or a finished run by --run')

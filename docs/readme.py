@@ -1,4 +1,6 @@
-"""README.md from nbs/index.ipynb: its Markdown cells, its code cells as code, and their text outputs; first its findings are counted anew."""
+"""README.md from nbs/index.ipynb: its Markdown cells, its code cells as code, and their text outputs.
+
+First its findings are counted anew."""
 import ast
 import re
 from pathlib import Path
@@ -13,7 +15,8 @@ def cell_markdown(cell) -> str:
     "One cell as Markdown; hidden cells give nothing."
     if cell.cell_type == 'markdown': return cell.source
     if cell.cell_type != 'code' or cell.source.startswith('#| hide'): return ''
-    if cell.source.startswith('#| echo: false'): return '\n\n'.join(''.join(o['data']['text/markdown']) for o in cell.outputs)  # sentences made from rows
+    if cell.source.startswith('#| echo: false'): return '\n\n'.join(''.join(o['data']['text/markdown'])
+                                                                    for o in cell.outputs)  # sentences made from rows
     text = [o['text'] if 'text' in o else o.get('data', {}).get('text/plain', '') for o in cell.outputs]
     shown = '\n'.join(''.join(t).rstrip() for t in text if t)
     return f'```python\n{cell.source}\n```' + (f'\n\n```\n{shown}\n```' if shown else '')
@@ -21,7 +24,7 @@ def cell_markdown(cell) -> str:
 
 def from_root(md: str) -> str:
     "Links are written from nbs/, where the notebook lies; README.md lies one folder up."
-    md = re.sub(r'\]\((\w+\.ipynb)', r'](nbs/\1', md)
+    md = re.sub(r'\]\(((?:\w+/)?\w+\.ipynb)', r'](nbs/\1', md)
     return md.replace('](../', '](')
 
 
@@ -39,7 +42,9 @@ def refresh(nb_path: Path) -> bool:  # did it change?
     for cell in (c for c in nb.cells if c.cell_type == 'code'):
         *lines, last = ast.parse(cell.source).body
         exec(compile(ast.Module(lines, []), nb_path.name, 'exec'), scope)
-        if not cell.source.startswith('#| echo: false'): exec(ast.unparse(last), scope); continue
+        if not cell.source.startswith('#| echo: false'):
+            exec(ast.unparse(last), scope)
+            continue
         cell.outputs[0]['data']['text/markdown'] = eval(ast.unparse(last), scope).data
     changed = nb != nbformat.read(nb_path, 4)
     if changed: nbformat.write(nb, nb_path)

@@ -14,50 +14,160 @@ import provenance
 HEAD = """# Results
 
 Everything on this page is read from rows and the figures drawn from them: `make reproduce` writes them to `runs/`,
-`make publish` puts them into `data/results/` and `figures/`, `make docs` renders this. Intervals are 95% intervals (Wilson) unless a table says otherwise. `paper` is the printed
-number, `released` is rebuilt from the outputs in the paper's release, `pocket` is our own small world on a CPU: it shows
-what the method does there, and says nothing about 1.5B models.
+`make publish` puts them into `data/results/` and `figures/`, `make docs` renders this. Intervals are 95% intervals
+(Wilson) unless a table says otherwise. `paper` is the printed number, `released` is rebuilt from the outputs in the
+paper's release, `pocket` is our own small world on a CPU: it shows what the method does there, and says nothing about
+1.5B models.
 """
+ENGINEERING = """# Engineering
+
+How fast the library is against named peers, what it survives, and what a newcomer waits for. Nothing here is about the
+method; each table names the command that measures it again.
+"""
+HEADS = dict(results=HEAD, engineering=ENGINEERING)
+MEASURED = ('benchmarks', 'faults', 'funnel_faults', 'gpu', 'measured_runs', 'notebook_times', 'packaging', 'reruns',
+            'slurm', 'slurm_jobs', 'teacher_counts')  # rows of the page on engineering
 MAX_ROWS = 60  # longer tables are linked, not printed
 PROSE_ROWS = dict(findings='contrasts_pocket.csv')  # sentences -> the rows that a table among them shows
 
 
-CELL = 'A cell is percent right (right answers / problems) [interval].'
+ELSEWHERE = 'audit', 'ablation_', 'paper_'  # figures and tables of other pages begin so
+CELL = 'A cell is percent correct (correct answers / problems) [interval].'
 SECTIONS = dict(  # file name without suffix -> title, how to read it; also the order, others follow by name
     findings=('Findings in the pocket world', ''),
     table1=('Table 1: three models', CELL),
     table2=('Table 2: base and MCFT', CELL),
-    table_pocket=('The pocket world: methods', f'{CELL} Seeds are pooled; a value after ± is their standard deviation. The seeds answer the same problems, so the interval of a pooled cell is narrower than one over fresh problems would be.'),
-    contrasts_pocket=('The pocket world: differences', 'Shares, mean over benchmarks, paired by seed; 95% t intervals.'),
-    contrasts=('The experiment: differences', 'Shares, mean over benchmarks, paired by seed and problem: `low` and `high` from the variances of problems and seeds, `boot_low` and `boot_high` from the hierarchical bootstrap; `p_adjusted` after Holm, planned contrasts only. [What we found](found.md) reads them.'),
-    power=('The experiment: power', 'Smallest difference (`mdd`, a share) seen with 80% power at the 5% level, from a pilot on the dev split.'),
+    table_pocket=(
+        'The pocket world: methods',
+        f'{CELL} Seeds are pooled; a value after ± is their standard deviation. The seeds answer the same problems, '
+        f'so the interval '
+        'of a pooled cell is narrower than one over fresh problems would be.',
+    ),
+    contrasts_pocket=(
+        'The pocket world: differences',
+        'Fractions, mean over benchmarks, paired by seed; 95% t intervals over seeds.',
+    ),
+    school_gate=('The school world: what its student expects',
+                 'Nats of each part of a training example under the student.'),
+    school_hidden=('The school world: what a mask hides',
+                   'Nats of masked critique tokens, a 20% mask, one row an example.'),
+    school_faults=('The school world: faults of its rollouts', 'The kind of the first fault of each sampled rollout.'),
+    school_student=('The school world: answers of its student', 'Greedy, the question alone; one row a problem.'),
+    contrasts=(
+        'The experiment: differences',
+        'Fractions, mean over benchmarks, paired by seed and problem: `low` and `high` from the variances of problems '
+        'and seeds, '
+        '`boot_low` and `boot_high` from the hierarchical bootstrap; `p_adjusted` after Holm, planned contrasts only. '
+        '[What we found](found.md) reads them.',
+    ),
+    power=(
+        'The experiment: power',
+        'Smallest difference (`mdd`, a fraction) seen with 80% power at the 5% level, from a pilot on the dev split.',
+    ),
     ablation_arms=('The experiment: arms', 'Accuracy at the end of training, 95% intervals over problems and seeds.'),
-    ablation_lr=('The experiment: learning rates', 'Dev scores of the search; each arm has the rate with the best mean, or that of the arm it is a variation of.'),
-    beyond_contrasts=('Beyond the paper: differences', 'As for the experiment: four starts, each continued by DPO and by GRPO. [Beyond the paper](found_beyond.md) reads them.'),
-    beyond_arms=('Beyond the paper: models', 'Accuracy of each start, of each continuation and of each stage of the recipe, 95% intervals over problems and seeds.'),
-    beyond_stages=('Beyond the paper: the stages of Phi-4-Mini-Reasoning', 'Percent right; the last columns are the numbers of that report, of a larger model on other problems.'),
-    beyond_lr=('Beyond the paper: learning rates', 'Dev scores of the search from the base (mid-training: from the early checkpoint); `lr` 0 is the model before training.'),
+    ablation_lr=(
+        'The experiment: learning rates',
+        'Dev scores of the search; each arm has the rate with the best mean, or that of the arm it is a variation of.',
+    ),
+    ablation_runs=('The experiment: runs', 'What each run was trained on, and where its losses ended.'),
+    beyond_starts=('Beyond the paper: before and after DPO and GRPO', ''),
+    beyond_planned=('Beyond the paper: planned differences', ''),
+    beyond_curves=(
+        'Beyond the paper: pass@k and cons@k',
+        'On dev problems, before and after GRPO, for the first seed of each initial checkpoint.',
+    ),
+    beyond_contrasts=(
+        'Beyond the paper: differences',
+        'As for the experiment: four initial checkpoints, each continued by DPO and by GRPO. [Beyond the '
+        'paper](found_beyond.md) '
+        'reads them.',
+    ),
+    beyond_arms=(
+        'Beyond the paper: models',
+        'Accuracy of each initial checkpoint, of each continuation and of each stage of the recipe, 95% intervals '
+        'over problems and '
+        'seeds.',
+    ),
+    beyond_stages=(
+        'Beyond the paper: the stages of Phi-4-Mini-Reasoning',
+        'Percent correct; the last columns are the numbers of that report, of a larger model on other problems.',
+    ),
+    beyond_lr=(
+        'Beyond the paper: learning rates',
+        'Dev scores of the search from the base (mid-training: from the early checkpoint); `lr` is 0 or empty for the '
+        'models before training.',
+    ),
+    beyond_runs=('Beyond the paper: runs', 'What each run was given, and how long it took.'),
     funnel=('From questions to training examples', 'Rows left after each step of stage 02.'),
     lr_dev=('Learning rates', 'Scores on the dev split, from which each method got its learning rate.'),
-    benchmarks=('Speed and memory against named peers', '`make bench`: `ratio` is the median of `n` paired runs, `spread` their interquartile range; what the ratio is of, and in which direction, stands in the name. `bound` is what must hold; a row without a ratio was not measured on that device.'),
+    benchmarks=(
+        'Speed and memory against named peers',
+        '`make bench`: `ratio` is the median of `n` paired runs, `spread` their interquartile range; what the ratio '
+        'is of, and in '
+        'which direction, stands in the name. `bound` is what must hold; a row without a ratio was not measured on '
+        'that device.',
+    ),
     faults=('Faults and kills', '`make faults`: what was tried, and what was lost, duplicated or hung.'),
-    reruns=('The experiment: runs made again', '`make cells`: runs of the grid made again from nothing on another machine; `different` verdicts and `lengths_different` of `n` responses.'),
-    slurm=('The workflow on a Slurm cluster', '`make cluster`, on a Slurm of one node: `tasks` are what the workflow has to make, `jobs` what Slurm ran for them; `requeued` counts jobs that Slurm itself started again, `verdicts_equal` the verdict rows that are, byte for byte, those of a local run.'),
-    slurm_jobs=('The jobs of these runs', 'In order of submission; `attempt` is that of Snakemake, `requeued` what Slurm did in between, `seconds` the last start alone, `fault` what was done to the job.'),
-    packaging=('The package as a newcomer gets it', '`python -m measure.packaging`: medians of `n` runs in an empty environment; `spread` is the interquartile range.'),
-    notebook_times=('Run All, notebook by notebook', '`python -m measure.notebooks`: seconds on the clock and of the processors, in a fresh kernel with the parameters as they are; `bound` is in seconds. `long_outputs` counts outputs long enough to be logs, `error_lines` lines on the error stream.'),
-    gpu=('On a GPU', 'The exact 1.5B architecture with random weights; a row says `missing` where no such device was at hand.'),
-    overlap=('Questions shared by training and benchmarks', 'n-gram overlap of the training questions with each benchmark.'),
+    reruns=(
+        'The experiment: runs made again',
+        '`make cells`: runs of the grid made again from nothing on another machine; `different` verdicts and '
+        '`lengths_different` of '
+        '`n` responses.',
+    ),
+    slurm=(
+        'The workflow on a Slurm cluster',
+        '`make cluster`, on a Slurm of one node: `tasks` are what the workflow has to make, `jobs` what Slurm ran for '
+        'them; '
+        '`requeued` counts jobs that Slurm itself started again, `verdicts_equal` the verdict rows that are, byte for '
+        'byte, those '
+        'of a local run.',
+    ),
+    slurm_jobs=(
+        'The jobs of these runs',
+        'In order of submission; `attempt` is that of Snakemake, `requeued` what Slurm did in between, `seconds` the '
+        'last start '
+        'alone, `fault` what was done to the job.',
+    ),
+    packaging=(
+        'The package as a newcomer gets it',
+        '`python -m measure.packaging`: medians of `n` runs in an empty environment; `spread` is the interquartile '
+        'range.',
+    ),
+    notebook_times=(
+        'Run All, notebook by notebook',
+        '`python -m measure.notebooks`: seconds on the clock and of the processors, in a fresh kernel with the '
+        'parameters as they '
+        'are; `bound` is in seconds. `long_outputs` counts outputs long enough to be logs, `error_lines` lines on the '
+        'error stream.',
+    ),
+    gpu=(
+        'On a GPU',
+        'The exact 1.5B architecture with random weights; a row says `missing` where no such device was at hand.',
+    ),
+    overlap=(
+        'Questions shared by training and benchmarks',
+        'n-gram overlap of the training questions with each benchmark.',
+    ),
     measured_runs=('Measured training runs', 'What the cost formulas are held against.'),
-    audit=('Facts of the release', 'Each fact with its number, its evidence and what it does not prove; the audit page computes them.'),
-    funnel_faults=('The funnel with a faulty endpoint', 'Stage 02 at full size against a server that breaks a share of its replies.'),
-    teacher_counts=('Requests to that endpoint', 'What was sent, answered, lost and billed, with faults and with kills.'),
+    audit=(
+        'Facts of the release',
+        'Each fact with its number, its evidence and what it does not prove; the audit page computes them.',
+    ),
+    funnel_faults=(
+        'The funnel with a faulty endpoint',
+        'Stage 02 at full size against a server that breaks a part of its replies.',
+    ),
+    teacher_counts=(
+        'Requests to that endpoint',
+        'What was sent, answered, lost and billed, with faults and with kills.',
+    ),
     accuracy_by_arm=('Accuracy of every arm', ''),
     accuracy_by_mask_rate=('Accuracy against the mask rate', ''),
     learning_rates=('Accuracy against the learning rate', ''),
     displacement_plot=('After stage 04: preferences, an example run', ''),
     pass_and_cons=('After stage 04: reinforcement, an example run', ''),
     loss_by_part=('Loss by part of what is learned', ''),
+    loss_curves=('Training loss', 'A row per run and measurement: the loss over ten updates, and that of each part.'),
     pocket_runs=('All pocket runs', 'One row per run and benchmark: what the tables and figures above are made from.'),
 )
 
@@ -95,7 +205,9 @@ def read_csv(path: Path) -> tuple:
 def csv_table(path: Path) -> str:
     "A CSV file as a Markdown table."
     head, rows = read_csv(path)
-    line = lambda cells: '| ' + ' | '.join(short(c).replace('|', '\\|') for c in cells) + ' |'
+
+    def line(cells): return '| ' + ' | '.join(short(c).replace('|', '\\|') for c in cells) + ' |'
+
     return '\n'.join([line(head), line(['---']*len(head)), *map(line, rows)])
 
 
@@ -122,29 +234,38 @@ def table_section(path: Path, base: Path, site: bool = False) -> str:
 
 
 def prose_section(path: Path, base: Path, site: bool = False) -> str:
-    "What a run wrote about itself in sentences, its tables with their source; its own title gives way to one that fits this page."
+    "Show what a run wrote about itself, its tables with their source, under a title that fits this page."
     text = re.sub(r'\A#+ .*\n+', '', path.read_text(encoding='utf-8').strip() + '\n')
     rows = path.with_name(PROSE_ROWS.get(path.stem, path.name))
-    return f'## {heading(path)}\n\n' + re.sub(r'(?:^\|.*\n)+', lambda m: f'{m[0]}\n{source(rows, base, site)}\n', text, flags=re.M)
+    sourced = re.sub(r'(?:^\|.*\n)+', lambda m: f'{m[0]}\n{source(rows, base, site)}\n', text, flags=re.M)
+    return f'## {heading(path)}\n\n{sourced}'
 
 
 def rows_section(paths: list, base: Path, site: bool = False) -> str:
     "Rows that are too many to print."
-    lines = [f'### {heading(p)}\n\n{len(read_csv(p)[1])} rows of {", ".join(f"`{h}`" for h in read_csv(p)[0])}.\n\n{source(p, base, site)}\n' for p in paths]
-    return '## More rows\n\n' + '\n'.join(lines)
+    lines = ['## More rows\n\nThese files are too long for a page.\n']
+    for p in paths:
+        head, rows = read_csv(p)
+        columns = ', '.join(f'`{h}`' for h in head)
+        lines.append(f'### {heading(p)}\n\n{len(rows)} rows of {columns}.\n\n{source(p, base, site)}\n')
+    return '\n'.join(lines)
 
 
 def alt_text(path: Path) -> str:
     "What a figure is and what its titles say, read from its vector twin, where text is text."
-    texts = re.findall(r'<text style="font-size: ([\d.]+)px[^"]*text-anchor: start[^>]*>([^<]+)', path.with_suffix('.svg').read_text(encoding='utf-8')) if path.with_suffix('.svg').exists() else []
-    titles = [html.unescape(t).rstrip('.') for size, t in texts if float(size) > 10 and ' ' in t]  # legends are smaller, labels of bars are one word
+    twin = path.with_suffix('.svg')
+    drawn = twin.read_text(encoding='utf-8') if twin.exists() else ''
+    texts = re.findall(r'<text style="font-size: ([\d.]+)px[^"]*text-anchor: start[^>]*>([^<]+)', drawn)
+    # legends are smaller, labels of bars are one word
+    titles = [html.unescape(t).rstrip('.') for size, t in texts if float(size) > 10 and ' ' in t]
     return re.sub(r'[\[\]]', '', '. '.join([heading(path), *titles]))
 
 
 def figure(path: Path, base: Path, site: bool = False) -> str:
     "One figure, with the table of what is drawn."
     rows = path.with_suffix('.csv')
-    return f'![{alt_text(path)}]({link(path, base)})\n' + (f'\n{source(rows, base, site, path)}\n' if rows.exists() else '')
+    return f'![{alt_text(path)}]({link(path, base)})\n' + (f'\n{source(rows, base, site, path)}\n' if rows.exists()
+                                                           else '')
 
 
 def figure_section(path: Path, base: Path, site: bool = False) -> str:
@@ -163,25 +284,36 @@ def write_results(
     out: Path,  # page to write
     base: Path|None = None,  # folder that links are relative to; None = the one of `out`
     site: bool = False,  # for the site
+    page: str = 'results',  # or engineering
 ):
-    "Findings, figures, tables (each with the figure of its name), longer rows."
+    "Write a page: findings, figures, tables (each with the figure of its name), longer rows."
     base = base or out.parent
-    csvs = sorted((p for d in tables for p in d.glob('*.csv')), key=place)
-    drawn = {p.stem: p for p in sorted(figures.glob('*.png')) if not p.name.startswith(('audit_', 'ablation_'))}  # the audit's and the experiment's stand on their pages
-    prose = sorted(p for d in tables for p in d.glob('*.md') if not p.with_suffix('.csv').exists())
+    here = page == 'engineering'
+    csvs = sorted((p for d in tables for p in d.glob('*.csv') if (p.stem in MEASURED) == here), key=place)
+    figures_here = [] if here else sorted(figures.glob('*.png'), key=place)
+    drawn = {p.stem: p for p in figures_here if not p.name.startswith(ELSEWHERE)}
+    prose = [] if here else sorted(p for d in tables for p in d.glob('*.md') if not p.with_suffix('.csv').exists())
     shown, longer = [p for p in csvs if is_shown(p)], [p for p in csvs if not is_shown(p)]
     parts = [prose_section(p, base, site) for p in prose]
     parts += [figure_section(p, base, site) for name, p in drawn.items() if name not in {p.stem for p in shown}]
-    parts += [table_section(p, base, site) + (f'\n{figure(drawn[p.stem], base, site)}' if p.stem in drawn else '') for p in shown]
+    for p in shown:
+        below = f'\n{figure(drawn[p.stem], base, site)}' if p.stem in drawn else ''
+        parts.append(table_section(p, base, site) + below)
     if longer: parts.append(rows_section(longer, base, site))
-    if not parts: raise FileNotFoundError(f'no tables in {", ".join(map(str, tables))} and no figures in {figures}: run make reproduce first, or name other folders')
-    out.write_text('\n'.join([HEAD, *parts]), encoding='utf-8')
+    if not parts:
+        where = f'no tables in {", ".join(map(str, tables))} and no figures in {figures}'
+        raise FileNotFoundError(f'{where}: run make reproduce first, or name other folders')
+    out.write_text('\n'.join([HEADS[page], *parts]), encoding='utf-8')
 
 
 if __name__ == '__main__':
     root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--tables', type=Path, nargs='+', default=[root/'data'/'results'], help='default: data/results')
+    tables = [root/'data'/'results']
+    parser.add_argument('--tables', type=Path, nargs='+', default=tables, help='default: data/results')
     parser.add_argument('--figures', type=Path, default=root/'figures', help='default: figures')
-    parser.add_argument('--out', type=Path, default=root/'docs'/'results.md', help='default: docs/results.md')
-    write_results(**vars(parser.parse_args()))
+    parser.add_argument('--out', type=Path, help='default: docs/results.md, and docs/engineering.md beside it')
+    asked = vars(parser.parse_args())
+    if asked['out']: write_results(**asked)
+    else:
+        for page in HEADS: write_results(**{**asked, 'out': root/'docs'/f'{page}.md'}, page=page)

@@ -1,6 +1,7 @@
 """Under every table and figure of a page: its rows, the cell and the command that made it, the commit.
 
-A figure of a notebook is shown from `figures/`, where the committed file lies; a table can be had as CSV, just as it is shown."""
+A figure of a notebook is shown from `figures/`, where the committed file lies; a table can be had as CSV, just as it
+is shown."""
 import csv, hashlib, io, re
 from base64 import b64decode
 from html import escape
@@ -29,7 +30,8 @@ def html_tables(cell: dict) -> list:  # each a list of rows of strings
 
 def images(cell: dict) -> list:  # bytes
     "The pictures among a cell's outputs."
-    return [b64decode(''.join(o['data']['image/png'])) for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
+    return [b64decode(''.join(o['data']['image/png'])) for o in cell.get('outputs', [])
+            if 'image/png' in o.get('data', {})]
 
 
 def figure_files(cell: dict, folder: Path = ROOT/'figures') -> list:  # committed PNG files
@@ -39,7 +41,9 @@ def figure_files(cell: dict, folder: Path = ROOT/'figures') -> list:  # committe
     if len(named) == len(shown): return named
     known = {hashlib.sha256(f.read_bytes()).digest(): f for f in folder.glob('*.png')}
     found = [known.get(hashlib.sha256(b).digest()) for b in shown]
-    if None in found: raise ValueError(f"cell {cell['id']} shows a picture that is no file of {folder.name}/: run the notebook on the committed rows, and commit both")
+    if None in found:
+        raise ValueError(f"cell {cell['id']} shows a picture that is no file of {folder.name}/: run the notebook on "
+                         "the committed rows, and commit both")
     return found
 
 
@@ -59,7 +63,8 @@ def table_line(cell: dict, tables: list, source: str, folder: Path) -> str:
         file.write_text(out.getvalue(), encoding='utf-8')
         links.append(f'[{file.name}]({ROWS}/{file.name})')
     c = committed_in(ROOT/source)
-    return boxed([f'Rows: {", ".join(links)}', f"cell [{cell['id']}](#{place}) of {Path(source).name}", f'`papermill {source} OUT.ipynb`', f'commit {short(c)}' if c else 'commit not recorded'])
+    return boxed([f'Rows: {", ".join(links)}', f"cell [{cell['id']}](#{place}) of {Path(source).name}",
+                  f'`papermill {source} OUT.ipynb`', f'commit {short(c)}' if c else 'commit not recorded'])
 
 
 def markdown(md: str, id: str) -> dict:
@@ -86,7 +91,8 @@ def add_sources(
 
 
 def inline(name: str, alt: str) -> str:
-    "A drawing as a part of the page, so that it takes the colours of the theme; on a small screen it scrolls in its own box."
+    """A drawing as a part of the page, so that it takes the colours of the theme; on a small screen it scrolls in its
+    own box."""
     text = svg(name, inline=True)
     used = set(re.findall(r'#([\w-]+)[")]', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else '', text)
@@ -95,12 +101,14 @@ def inline(name: str, alt: str) -> str:
 
 
 def with_figures(md: str) -> str:
-    "An image of `figures/` that stands alone gets its line, below its caption if it has one; a drawing of the paper's figures becomes part of the page."
+    """An image of `figures/` that stands alone gets its line, below its caption if it has one; a drawing of the
+    paper's figures becomes part of the page."""
     def one(m):
         image, alt, file, caption = m.groups()
         path, drawn = ROOT/file, Path(file).stem in FIGURES
         rows = POCKET/'critiques.jsonl' if drawn else path.with_suffix('.csv')
-        return (inline(path.stem, alt) if drawn else image) + (caption or '') + '\n\n' + line(rows, from_root, True, path)
+        return (inline(path.stem, alt) if drawn else image) + (caption or '') + '\n\n' + line(rows, from_root, True,
+                                                                                              path)
     return re.sub(r'^(!\[([^\]]*)\]\((figures/\w+\.(?:png|svg))\))$(\n\n\*[^\n*]+\*$)?', one, md, flags=re.M)
 
 
@@ -114,6 +122,8 @@ def with_rows(
         if block.startswith('#'): heading = block.lstrip('# ')
         out.append(block)
         if block.startswith('|'):
-            if heading not in rows: raise ValueError(f'nothing is known about the rows of the table below {heading!r}: add it to FOUND in docs/build.py')
+            if heading not in rows:
+                raise ValueError(f'nothing is known about the rows of the table below {heading!r}: add it to FOUND in '
+                                 'docs/build.py')
             out.append('\n\n' + line(ROOT/'data'/'results'/f'{rows[heading]}.csv', from_root, True))
     return ''.join(out)

@@ -1,4 +1,5 @@
-"""Tokens per second of our batched generation against `generate` of transformers, one prompt at a time and in plain batches, on the pocket model."""
+"""Tokens per second of our batched generation against `generate` of transformers, alone and in plain batches."""
+
 import random, time
 
 import torch
@@ -14,16 +15,20 @@ NEW, BATCH = 160, 256
 def padded(rows: list[list[int]], pad: int) -> dict:
     "Left-padded input of `generate`."
     t = max(map(len, rows))
-    return dict(input_ids=torch.tensor([[pad]*(t-len(r)) + r for r in rows]), attention_mask=torch.tensor([[0]*(t-len(r)) + [1]*len(r) for r in rows]))
+    return dict(
+        input_ids=torch.tensor([[pad] * (t - len(r)) + r for r in rows]),
+        attention_mask=torch.tensor([[0] * (t - len(r)) + [1] * len(r) for r in rows]),
+    )
 
 
 def plain(model, tok, rows: list[list[int]], batch: int) -> int:
-    "What a user of transformers would write: batches of prompts of like length, `generate`, decode. Returns the tokens of all completions."
+    "Generate as a user of transformers would, in batches of like length; return the tokens of all completions."
     n = 0
     for b in plan_batches([len(r) for r in rows], batch):
         given = {k: v.to(model.device) for k, v in padded([rows[i] for i in b], tok.pad_token_id).items()}
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, pad_token_id=tok.pad_token_id)[:, given['input_ids'].shape[1]:]
-        n += sum(completion(tok, o, {tok.eos_token_id})['n_tok'] for o in out.tolist())
+        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, pad_token_id=tok.pad_token_id)
+        made = out[:, given['input_ids'].shape[1]:].tolist()
+        n += sum(completion(tok, ids, {tok.eos_token_id})['n_tok'] for ids in made)
     return n
 
 
@@ -31,21 +36,30 @@ def per_token(call) -> float:
     "Seconds per generated token; the call returns the number of tokens."
     t0 = time.perf_counter()
     n = call()
-    return (time.perf_counter() - t0)/n
+    return (time.perf_counter() - t0) / n
 
 
 def measure(small: bool) -> list[dict]:
     "Rows of benchmarks."
     model, tok = load('data/pocket/base')
-    asked = [r['question'] for r in read_rows('data/pocket/problems.jsonl.gz', 'problems') if not r['split'].startswith(('train', 'dev'))]
+    asked = [
+        r['question']
+        for r in read_rows('data/pocket/problems.jsonl.gz', 'problems')
+        if not r['split'].startswith(('train', 'dev'))
+    ]
     rng, n = random.Random(0), 2 if small else 7
     prompts = [chat_prompt(tok, q) for q in rng.sample(asked, 24 if small else 512)]
     rows = [prompt_ids(tok, p) for p in prompts]
     few = rng.sample(rows, 4 if small else 48)
-    ours = lambda: sum(r['n_tok'] for b in generate(model, tok, prompts, Sampling(NEW), BATCH) for r in b)
+
+    def ours():
+        return sum(r['n_tok'] for b in generate(model, tok, prompts, Sampling(NEW), BATCH) for r in b)
+
     peer = f'generate (transformers {transformers.__version__})'
     alone = paired(ours, lambda: plain(model, tok, few, 1), n, per_token)
     batched = paired(ours, lambda: plain(model, tok, rows, BATCH), n, per_token)
     device = 'cpu' if model.device.type == 'cpu' else torch.cuda.get_device_name()
-    return [bench_row('tokens per second, batched', f'one at a time {peer}', alone, '>= 3', device),
-            bench_row('tokens per second, batched', f'plain batched {peer}', batched, '>= 1', device)]
+    return [
+        bench_row('tokens per second, batched', f'one at a time {peer}', alone, '>= 3', device),
+        bench_row('tokens per second, batched', f'plain batched {peer}', batched, '>= 1', device),
+    ]

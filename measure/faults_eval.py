@@ -1,4 +1,6 @@
-"""Kill -9 at random moments of a real evaluation, restarted each time: afterwards no row lost, none twice, every file and score as without kills."""
+"""Kill -9 at random moments of a real evaluation, restarted each time.
+
+Afterwards no row is lost, none is there twice, and every file and score is as without kills."""
 import random
 import tempfile
 import time
@@ -13,7 +15,8 @@ from measure import processes
 PATIENCE = 300  # seconds of one attempt; more counts as hung
 TAIL = 5  # seconds after the last response in which a kill may fall
 FILES = dict(responses='responses/responses.jsonl', verdicts='verdicts.jsonl')
-LIBRARIES = ['mcft.eval', 'mcft.generate', 'pandas', 'torch', 'transformers.generation.utils', 'transformers.models.auto.modeling_auto',
+LIBRARIES = ['mcft.eval', 'mcft.generate', 'pandas', 'torch', 'transformers.generation.utils',
+             'transformers.models.auto.modeling_auto',
              'transformers.models.auto.tokenization_auto', 'transformers.models.qwen2.modeling_qwen2']
 
 
@@ -54,7 +57,8 @@ def finish(
     seen: Seen,
 ):
     "Run to the end."
-    if not attempt(cfg, 10**9, 0, seen): raise RuntimeError(f'the evaluation in {cfg.out_dir} did not end within {PATIENCE} s')
+    if not attempt(cfg, 10**9, 0, seen):
+        raise RuntimeError(f'the evaluation in {cfg.out_dir} did not end within {PATIENCE} s')
 
 
 def lines(
@@ -83,7 +87,8 @@ def config(
     small: bool,
 ) -> EvalConfig:
     "The pocket base on short problems, in many small batches, sampled: a draw that depends on the kill would show."
-    return EvalConfig('data/pocket/base', 'data/pocket/problems.jsonl.gz', str(out), ('chain', 'gcd'), 10 if small else 100, n_samples=2,
+    return EvalConfig('data/pocket/base', 'data/pocket/problems.jsonl.gz', str(out), ('chain', 'gcd'), 10 if small
+                      else 100, n_samples=2,
                       max_new_tokens=120, batch_size=8, temperature=0.8)
 
 
@@ -94,7 +99,8 @@ def moment(
     draw: random.Random,
 ) -> tuple[int, float]:  # responses to wait for, further seconds
     "When to kill: anywhere in the answering, and when all is answered anywhere in start-up, grading and counting."
-    return (total, draw.uniform(0, TAIL)) if have >= total else (min(total, have + draw.randint(0, 3*total//kills)), draw.uniform(0, 0.5))
+    return (total, draw.uniform(0, TAIL)) if have >= total else (min(total, have + draw.randint(0, 3*total//kills)),
+                                                                 draw.uniform(0, 0.5))
 
 
 def kill_until_done(
@@ -107,7 +113,8 @@ def kill_until_done(
     seen, folders = Seen(), [Path(cfg.out_dir)]
     while seen.tried < kills:
         here = replace(cfg, out_dir=str(folders[-1]))
-        if attempt(here, *moment(written(here), total, kills, draw), seen): folders.append(Path(f'{cfg.out_dir}-{len(folders)}'))
+        if attempt(here, *moment(written(here), total, kills, draw), seen):
+            folders.append(Path(f'{cfg.out_dir}-{len(folders)}'))
     finish(replace(cfg, out_dir=str(folders[-1])), seen)
     return seen, folders
 

@@ -1,7 +1,9 @@
-"""The experiment's grid in its smallest size: killed at random moments with two jobs at a time, gone on with, and compared with one job at a time.
+"""The experiment's grid in its smallest size: killed at random moments with two jobs at a time, resumed, and compared
+with one job at a time.
 
-Each kill takes the workflow with its processes (SIGKILL); notebook kernels end by themselves when their parent is gone. The rows of the run that was killed must be those of a run left alone, byte for byte:
-`lost` counts rows that are missing or differ, `duplicated` rows too many, `hung` workflows that had to be stopped."""
+Each kill takes the workflow with its processes (SIGKILL); notebook kernels end by themselves when their parent is gone.
+The rows of the run that was killed must be those of a run left alone, byte for byte: `lost` counts rows missing
+or differ, `duplicated` rows too many, `hung` workflows that had to be stopped."""
 import os, random, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
@@ -12,12 +14,14 @@ CONFIG = 'configs/smoke_ablation.yaml'
 
 def command(folder: Path, cores: int) -> list[str]:
     "The workflow with its rows in a folder of its own."
-    return [sys.executable, '-m', 'snakemake', 'experiment', '--cores', str(cores), '--nolock', '--rerun-incomplete', '--configfile', CONFIG, '--config', f'run_dir={folder}']
+    own = ['--configfile', CONFIG, '--config', f'run_dir={folder}']
+    return [sys.executable, '-m', 'snakemake', '--cores', str(cores), '--nolock', '--rerun-incomplete', *own]
 
 
 def run(folder: Path, cores: int, limit: float) -> bool:
     "Run for so many seconds at most, then kill; True if it ended by itself."
-    with open(f'{folder}.log', 'ab') as log, subprocess.Popen(command(folder, cores), cwd=ROOT, stdout=log, stderr=log, start_new_session=True) as p:
+    with open(f'{folder}.log', 'ab') as log, subprocess.Popen(command(folder, cores), cwd=ROOT, stdout=log,
+                                                              stderr=log, start_new_session=True) as p:
         try: code = p.wait(limit)
         except subprocess.TimeoutExpired:
             os.killpg(p.pid, signal.SIGKILL)
@@ -29,7 +33,11 @@ def run(folder: Path, cores: int, limit: float) -> bool:
 def difference(whole: Path, other: Path) -> tuple[int, int]:
     "Rows missing or changed, and rows too many."
     import pandas as pd
-    rows = [set(map(tuple, pd.read_parquet(d/'results'/'ablation.parquet').astype(dict(arm=str, benchmark=str)).itertuples(index=False))) for d in (whole, other)]
+    def read(folder):
+        table = pd.read_parquet(folder/'results'/'ablation.parquet').astype(dict(arm=str, benchmark=str))
+        return set(map(tuple, table.itertuples(index=False)))
+
+    rows = read(whole), read(other)
     return len(rows[0] - rows[1]), len(rows[1] - rows[0])
 
 

@@ -1,4 +1,6 @@
-"""A process that is to be killed: forked from a server that has the libraries loaded, so that a kill meets the work and not the imports."""
+"""A process that is to be killed.
+
+It is forked from a server that has the libraries loaded, so that a kill meets the work and not the imports."""
 import multiprocessing as mp
 import signal
 

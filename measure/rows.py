@@ -4,7 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/'data'/'results'
-FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(), faults='name tried lost duplicated hung seconds'.split(),
+FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(),
+              faults='name tried lost duplicated hung seconds'.split(),
               gpu='name value unit bound device config'.split(), teacher_counts='run count value'.split())
 
 
@@ -41,7 +42,8 @@ def bench_row(
 ) -> dict:
     "Median and interquartile range of the ratios."
     q = statistics.quantiles(ratios, n=4, method='inclusive') if len(ratios) > 1 else [ratios[0]]*3
-    return dict(name=name, peer=peer, ratio=round(q[1], 3), spread=round(q[2] - q[0], 3), n=len(ratios), bound=bound, device=device)
+    return dict(name=name, peer=peer, ratio=round(q[1], 3), spread=round(q[2] - q[0], 3), n=len(ratios), bound=bound,
+                device=device)
 
 
 def holds(
@@ -81,7 +83,8 @@ def save(
     folder: Path = RESULTS,
 ):
     "Replace the rows of the same name (and peer), keep the others."
-    key = lambda r: (r['name'], r.get('peer', ''), r.get('device', ''))
+    def key(r):
+        return (r['name'], r.get('peer', ''), r.get('device', ''))
     kept = {key(r): r for r in read(table, folder)}
     kept.update({key(r): r for r in rows})
     write(table, sorted(kept.values(), key=key), folder)

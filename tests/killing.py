@@ -1,10 +1,12 @@
 """Trainings that a test kills, and the small student that they train."""
+
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 # each update waits a little, so that the kill falls between two saved states whatever the machine's speed
 CHILD = """
@@ -19,19 +21,21 @@ getattr(m, train)(getattr(m, config)(**json.loads(given)), [Slow()])
 """
 
 
-def kill_after(train, cfg, step: int, marker, pause=.02, limit=900) -> int:
+def kill_after(train, cfg, step: int, marker, pause=0.02, limit=900) -> int:
     "Start a run, kill it with SIGKILL once it has passed `step` updates; how far it came."
-    words = [train.__module__, type(cfg).__name__, train.__name__, json.dumps(cfg.__dict__), str(marker), str(pause)]
+    words = [train.__module__, type(cfg).__name__, train.__name__, json.dumps(asdict(cfg)), str(marker), str(pause)]
     child = subprocess.Popen([sys.executable, "-c", CHILD, *words], env={**os.environ, "MCFT_QUIET": "1"})
-    at = lambda: int(marker.read_text() or 0) if marker.exists() else 0
+    def at():
+        return int(marker.read_text() or 0) if marker.exists() else 0
     try:
         deadline = time.time() + limit
         while at() < step:
             assert child.poll() is None, f"the run ended with code {child.returncode} before update {step}"
             assert time.time() < deadline, f"no update {step} within {limit} seconds"
-            time.sleep(.01)
+            time.sleep(0.01)
     finally:
-        if child.poll() is None: child.send_signal(signal.SIGKILL)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
         child.wait()
     assert child.returncode == -signal.SIGKILL
     return at()
@@ -42,10 +46,19 @@ def small_student(d, **how):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from mcft.core import read_rows, write_rows
-    from mcft.masking import load_tokenizer
+    from mcft.models import load_tokenizer
+
     torch.manual_seed(0)
-    shape = dict(vocab_size=512, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
-    Qwen2ForCausalLM(Qwen2Config(**shape, **how)).save_pretrained(d/"model")
-    load_tokenizer("data/pocket/base").save_pretrained(d/"model")
-    write_rows(d/"rollouts.jsonl", read_rows("data/pocket/rollouts.jsonl", "rollouts")[:120], "rollouts")
+    shape = dict(
+        vocab_size=512,
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    Qwen2ForCausalLM(Qwen2Config(**shape, **how)).save_pretrained(d / "model")
+    load_tokenizer("data/pocket/base").save_pretrained(d / "model")
+    write_rows(d / "rollouts.jsonl", read_rows("data/pocket/rollouts.jsonl", "rollouts")[:120], "rollouts")
     return d

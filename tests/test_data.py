@@ -1,4 +1,4 @@
-"""Stage 01 as a process: LIMO's shape from a file and from a hub, killed and resumed to the same bytes, nothing asked twice."""
+"""Stage 01 as a process: LIMO's shape from a file and from a hub, killed and resumed to the same bytes."""
 import json
 import os
 import random
@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from mcft.core import read_rows, run_info
-from mcft.data import DataConfig, Draws, draw_rollouts, full_revision, keep_different, loop_length, question_table, questions_of, run_data
+from mcft.data import DataConfig, Draws, draw_rollouts, full_revision, keep_different, loop_length, question_table
+from mcft.data import questions_of, run_data
 from mcft.generate import BackendConfig, Sampling
 
 COLUMNS = {'question': 'question', 'answer': 'answer'}
@@ -56,7 +57,8 @@ def contents(out) -> dict:
 
 
 def test_three_different_rollouts_of_every_question_or_it_says_how_many(whole):
-    rollouts, draws, table = read_rows(whole/'rollouts.jsonl', 'rollouts'), read_rows(whole/'draws.jsonl', 'rollouts'), pd.read_csv(whole/'questions.csv')
+    rollouts, draws, table = read_rows(whole/'rollouts.jsonl', 'rollouts'), read_rows(whole/'draws.jsonl',
+        'rollouts'), pd.read_csv(whole/'questions.csv')
     assert table.problem_id.tolist() == [f'limo-{i:04d}' for i in range(10)]
     for q in table.itertuples():
         texts = [r['text'] for r in rollouts if r['problem_id'] == q.problem_id]
@@ -71,7 +73,8 @@ def test_three_different_rollouts_of_every_question_or_it_says_how_many(whole):
 
 def test_flags_agree_with_the_rows(whole):
     for r in read_rows(whole/'rollouts.jsonl', 'rollouts'):
-        assert (r['n_tok'] == 60) == (r['finish_reason'] == 'length') and r['is_repetitive'] == (loop_length(r['text']) > 0)
+        assert (r['n_tok'] == 60) == (r['finish_reason']
+                                      == 'length') and r['is_repetitive'] == (loop_length(r['text']) > 0)
         assert r['n_prompt_tok'] > 5 and len(r['prompt_hash']) == 12 and r['backend'] == 'transformers'
 
 
@@ -92,9 +95,12 @@ cfg = config(sys.argv[1]); run_data(cfg, questions_of(cfg), sys.argv[2])
 def test_killed_in_the_middle_it_ends_with_the_same_bytes(limo, whole, tmp_path, share):
     out, until = tmp_path/'run', share*len((whole/'draws.jsonl').read_bytes())
     env = dict(os.environ, PYTHONPATH=f'{ROOT}:{ROOT}/tests')
-    with subprocess.Popen([sys.executable, '-c', RUN, str(limo), str(out)], cwd=ROOT, env=env, stderr=subprocess.DEVNULL, start_new_session=True) as p:
+    with subprocess.Popen([sys.executable, '-c', RUN, str(limo), str(out)], cwd=ROOT, env=env,
+                          stderr=subprocess.DEVNULL, start_new_session=True) as p:
         end = time.time() + 120
-        while p.poll() is None and time.time() < end and not ((out/'draws.jsonl').exists() and (out/'draws.jsonl').stat().st_size >= until): time.sleep(0.01)
+        while p.poll() is None and time.time() < end and not ((out/'draws.jsonl').exists()
+                                                              and (out/'draws.jsonl').stat().st_size >= until):
+            time.sleep(0.01)
         if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
     half = (out/'draws.jsonl').read_bytes()
     assert half and not (out/'run.json').exists()
@@ -116,10 +122,12 @@ class Server:
         jobs = [(i, s) for i in range(len(prompts)) if not skip(i) for s in range(sampling.n) if not done(i, s)]
         random.Random(len(self.asked)).shuffle(jobs)
         for i, s in jobs:
-            if self.dies_after is not None and len(self.asked) >= self.dies_after: raise ConnectionError('the endpoint is gone')
+            if self.dies_after is not None and len(self.asked) >= self.dies_after:
+                raise ConnectionError('the endpoint is gone')
             self.asked.append((prompts[i].user, sampling.seed, s))
             text = f'\\boxed{{{random.Random(f"{prompts[i].user} {sampling.seed} {s}").randint(0, 3)}}}'
-            yield [dict(index=i, sample=s, text=text, n_tok=3, n_prompt_tok=5, finish_reason='stop', prompt_hash='0'*12)]
+            yield [dict(index=i, sample=s, text=text, n_tok=3, n_prompt_tok=5, finish_reason='stop',
+                        prompt_hash='0'*12)]
 
 
 def test_rows_of_an_endpoint_that_dies_are_kept_and_the_rest_follows(tmp_path):
@@ -143,9 +151,12 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(self.path.split('?')[0])
         self.asked.append(path)
-        info = dict(id='GAIR/LIMO', sha=self.commits[0], siblings=[dict(rfilename='limo.jsonl')], private=False, tags=[], downloads=0, likes=0)
+        info = dict(id='GAIR/LIMO', sha=self.commits[0], siblings=[dict(rfilename='limo.jsonl')], private=False,
+                    tags=[], downloads=0, likes=0)
         entry = dict(type='file', oid='0'*40, size=len(self.data), path='limo.jsonl')
-        if '/commits/' in path: self.say([dict(id=c, title='t', message='', authors=[], date='2025-02-01T00:00:00.000Z') for c in self.commits])
+        if '/commits/' in path:
+            self.say([dict(id=c, title='t', message='', authors=[], date='2025-02-01T00:00:00.000Z')
+                      for c in self.commits])
         elif '/tree/' in path: self.say([entry])
         elif path.startswith('/api/datasets/GAIR/LIMO'): self.say(info)
         elif path.endswith(f'/resolve/{self.commits[0]}/limo.jsonl'): self.say(self.data)
@@ -156,12 +167,15 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers.get('Content-Length', 0)))
         self.asked.append(self.path)
-        self.say([dict(type='file', oid='0'*40, size=len(self.data), path='limo.jsonl')] if 'paths-info' in self.path else {})
+        self.say([dict(type='file', oid='0'*40, size=len(self.data), path='limo.jsonl')] if 'paths-info' in self.path
+                 else {})
 
     def say(self, body, status=200, headers=()):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for k, v in dict(headers, **{'Content-Length': str(len(body)), 'ETag': '"0"', 'X-Repo-Commit': self.commits[0]}).items(): self.send_header(k, v)
+        for k, v in dict(headers, **{'Content-Length': str(len(body)), 'ETag': '"0"',
+                                     'X-Repo-Commit': self.commits[0]}).items():
+            self.send_header(k, v)
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(body)
 
@@ -181,15 +195,19 @@ def test_limo_from_a_hub_by_commit_over_http(tmp_path):
     Hub.data = ''.join(json.dumps(r) + '\n' for r in limo_rows(5)).encode()
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path), HF_HUB_OFFLINE='0', HF_HUB_DISABLE_XET='1',
+    env = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path),
+               HF_HUB_OFFLINE='0', HF_HUB_DISABLE_XET='1',
                HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1')
-    try: done = subprocess.run([sys.executable, '-c', ASK_HUB], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run([sys.executable, '-c', ASK_HUB], cwd=ROOT, env=env, capture_output=True, text=True,
+                              timeout=120)
     finally: server.shutdown()
     assert done.returncode == 0, done.stderr[-3000:] + '\n'.join(Hub.asked)
     said = done.stdout.splitlines()
     assert said[0] == f'5 GAIR/LIMO@b60f44600000 limo-0000 {limo_rows(3)[2]["answer"]}'
     assert said[1].startswith('0 commits of GAIR/LIMO begin with abcdef0')
-    assert any(p.endswith(f'/resolve/{Hub.commits[0]}/limo.jsonl') for p in Hub.asked) and not any('/resolve/main' in p for p in Hub.asked)
+    assert any(p.endswith(f'/resolve/{Hub.commits[0]}/limo.jsonl') for p in Hub.asked) and not any('/resolve/main' in p
+                                                                                                   for p in Hub.asked)
 
 
 def test_a_branch_is_no_revision():
@@ -198,7 +216,8 @@ def test_a_branch_is_no_revision():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text('abc .,', max_size=60), st.lists(st.sampled_from('so we get x = 3 . wait is it'.split()), min_size=1, max_size=12), st.integers(3, 12))
+@given(st.text('abc .,', max_size=60), st.lists(st.sampled_from('so we get x = 3 . wait is it'.split()), min_size=1,
+                                                max_size=12), st.integers(3, 12))
 def test_a_loop_at_the_end_is_found_and_nothing_else(before, period, times):
     text = before + ' ' + ' '.join(period*times) + ' cut'
     if len(period)*times >= 24: assert loop_length(text) >= len(period)*times

@@ -22,7 +22,8 @@ EVIL = '<script>window.pwned=1</script>|\n\n# [x](javascript:window.pwned=1)\n``
 def artifacts(tmp_path_factory):
     "The pocket artifacts with some rows dropped and one row hostile."
     d = tmp_path_factory.mktemp('artifacts')
-    critiques, rollouts = read_rows('data/pocket/critiques.jsonl', 'critiques')[:30], read_rows('data/pocket/rollouts.jsonl', 'rollouts')
+    critiques, rollouts = read_rows('data/pocket/critiques.jsonl',
+                                    'critiques')[:30], read_rows('data/pocket/rollouts.jsonl', 'rollouts')
     for c in critiques[:4]: c.update(status='dropped', reason='format fault')
     critiques[4].update(critique=EVIL, teacher='a|<b>')
     write_rows(d/'critiques.jsonl', critiques, 'critiques')
@@ -31,18 +32,21 @@ def artifacts(tmp_path_factory):
 
 
 def config(d, **kw) -> DatasetConfig:
-    return DatasetConfig(str(d/'critiques.jsonl'), str(d/'rollouts.jsonl'), 'data/pocket/problems.jsonl.gz', kw.pop('licences', {'pocket': 'apache-2.0'}), **kw)
+    return DatasetConfig(str(d/'critiques.jsonl'), str(d/'rollouts.jsonl'), 'data/pocket/problems.jsonl.gz',
+                         kw.pop('licences', {'pocket': 'apache-2.0'}), **kw)
 
 
 @pytest.fixture(scope='module')
 def run(artifacts, tmp_path_factory):
     out = tmp_path_factory.mktemp('run')/'11'
-    run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chain', 'gcd'), text=CardText(name='A | <b>name</b>')), out)
+    run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chain', 'gcd'),
+                       text=CardText(name='A | <b>name</b>')), out)
     return out
 
 
 def wanted(artifacts) -> list:
-    return dataset_rows(read_rows(artifacts/'critiques.jsonl'), read_rows(artifacts/'rollouts.jsonl'), read_rows('data/pocket/problems.jsonl.gz'))
+    return dataset_rows(read_rows(artifacts/'critiques.jsonl'), read_rows(artifacts/'rollouts.jsonl'),
+                        read_rows('data/pocket/problems.jsonl.gz'))
 
 
 def test_every_way_of_loading_gives_the_rows_back(artifacts, run, tmp_path):
@@ -57,8 +61,10 @@ def test_every_way_of_loading_gives_the_rows_back(artifacts, run, tmp_path):
 def test_the_card_counts_what_is_there(run):
     _, head, body = (run/'hub'/'README.md').read_text().split('---\n', 2)
     head = yaml.safe_load(head)
-    assert head['license'] == 'apache-2.0' and head['size_categories'] == ['n<1K'] and head['configs'][0]['data_files'][0]['path'] == 'data/train-*.parquet'
-    for line in ('| asked | 30 | 1.0 |', '| dropped: format fault | 4 | 0.1333 |', '| kept | 26 | 0.8667 |', '| gcd | 13 | 2000 |', '| symbolic | none | 25 |'):
+    assert head['license'] == 'apache-2.0' and head['size_categories'] == ['n<1K']
+    assert head['configs'][0]['data_files'][0]['path'] == 'data/train-*.parquet'
+    for line in ('| asked | 30 | 1.0 |', '| dropped: format fault | 4 | 0.1333 |', '| kept | 26 | 0.8667 |',
+                 '| gcd | 13 | 2000 |', '| symbolic | none | 25 |'):
         assert line in body, line
 
 
@@ -71,23 +77,28 @@ def test_text_of_data_cannot_break_the_card(run):
 
 
 def test_a_source_without_a_licence_stops_it(artifacts, tmp_path):
-    with pytest.raises(ValueError, match="no licence given for the source 'pocket'"): run_dataset(config(artifacts, licences={}), tmp_path/'x')
+    with pytest.raises(ValueError, match="no licence given for the source 'pocket'"):
+        run_dataset(config(artifacts, licences={}), tmp_path/'x')
     assert not (tmp_path/'x'/'run.json').exists()
 
 
 def test_an_unknown_benchmark_or_an_unfinished_run_stops_it(artifacts, tmp_path):
     with pytest.raises(ValueError, match="unknown benchmark 'chian'"):
-        run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chian',)), tmp_path/'a')
-    with pytest.raises((ValueError, FileNotFoundError), match='run'): run_dataset(config(artifacts, made_by=(str(tmp_path/'none'),)), tmp_path/'b')
+        run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chian',)),
+                    tmp_path/'a')
+    with pytest.raises((ValueError, FileNotFoundError), match='run'):
+        run_dataset(config(artifacts, made_by=(str(tmp_path/'none'),)), tmp_path/'b')
 
 
 def test_two_runs_write_the_same_bytes(artifacts, run, tmp_path):
-    run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chain', 'gcd'), text=CardText(name='A | <b>name</b>')), tmp_path/'again')
-    for f in ('hub/README.md', 'hub/data/train-00000-of-00001.parquet'): assert (tmp_path/'again'/f).read_bytes() == (run/f).read_bytes()
+    run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chain', 'gcd'),
+                       text=CardText(name='A | <b>name</b>')), tmp_path/'again')
+    for f in ('hub/README.md', 'hub/data/train-00000-of-00001.parquet'):
+        assert (tmp_path/'again'/f).read_bytes() == (run/f).read_bytes()
 
 
 def test_publishing_is_off_and_refuses_without_name_token_or_run(run, tmp_path, monkeypatch):
-    assert notebook_params('nbs/11_dataset.ipynb')['push_to'] == "''"
+    assert notebook_params('nbs/around/03_dataset.ipynb')['push_to'] == "''"
     monkeypatch.delenv('HF_TOKEN', raising=False)
     with pytest.raises(ValueError, match='set the environment variable HF_TOKEN'): push_to_hub(run, 'org/name')
     monkeypatch.setenv('HF_TOKEN', 'hf_marker')
@@ -116,10 +127,13 @@ class Refuses(BaseHTTPRequestHandler):
 def test_the_token_goes_to_the_hub_and_into_no_message(run):
     server = ThreadingHTTPServer(('127.0.0.1', 0), Refuses)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HUB_OFFLINE='0', HF_TOKEN='hf_marker',
+    env = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HUB_OFFLINE='0',
+               HF_TOKEN='hf_marker',
                HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1')
     code = f'from mcft.dataset import push_to_hub; push_to_hub({str(run)!r}, "org/name")'
-    try: done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True,
+                              timeout=120)
     finally: server.shutdown()
     assert done.returncode != 0 and '403' in done.stderr and 'hf_marker' not in done.stderr + done.stdout
     assert Refuses.asked and Refuses.asked[0][1] == 'Bearer hf_marker'

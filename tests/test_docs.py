@@ -1,4 +1,6 @@
-"""The conversion from nbdev's pages to MyST, piece by piece, and the built site: nothing broken, nothing from another host."""
+"""The conversion from nbdev's pages to MyST, piece by piece, and the built site.
+
+Nothing on the site is broken, and nothing comes from another host."""
 import ast
 import re
 import shutil
@@ -25,7 +27,8 @@ SITE = ROOT/'_docs'
 # The conversion.
 
 def test_page_names():
-    assert [convert.page_name(o) for o in ('00_core.ipynb', '01a_data.ipynb', 'index.ipynb')] == ['core', 'data', 'index']
+    assert [convert.page_name(o) for o in ('lib/01_core.ipynb', '01a_data.ipynb', 'index.ipynb')] == ['core', 'data',
+                                                                                                  'index']
 
 
 def test_title_from_front_matter():
@@ -39,30 +42,37 @@ def test_directives_go_and_comments_stay():
 
 
 def test_links_between_notebooks_and_out_of_nbs():
-    pages = {'00_core.ipynb': 'core', 'examples/grade.ipynb': 'example_grade'}
-    fix = lambda s: convert.fix_links(s, pages)
-    assert fix('[a](00_core.ipynb#rows) [b](other.ipynb)') == '[a](core.ipynb#rows) [b](other.ipynb)'
+    pages = {'01_core.ipynb': 'core', 'examples/grade.ipynb': 'example_grade'}
+    def fix(s):
+        return convert.fix_links(s, pages)
+    assert fix('[a](lib/01_core.ipynb#rows) [b](other.ipynb)') == '[a](core.ipynb#rows) [b](other.ipynb)'
     assert fix('![f](../figures/f.png) <img src="../figures/g.png">') == '![f](figures/f.png) <img src="figures/g.png">'
     assert fix('[r](../docs/results.md)') == '[r](results.md)' and not convert.local_links('[r](results.md)')
-    assert fix('[h](../docs/pages/howto_model.md#train) [c](../../nbs/00_core.ipynb) [g](../../configs/a.yaml)') == '[h](howto_model.md#train) [c](core.ipynb) [g](configs/a.yaml)'
-    assert fix('[c](../CONTRIBUTING.md) [e](../examples/grade.ipynb)') == '[c](contributing.md) [e](example_grade.ipynb)'
+    assert fix('[h](../docs/pages/howto_model.md#train) [c](../../nbs/lib/01_core.ipynb) '
+               '[g](../../configs/a.yaml)') == '[h](howto_model.md#train) [c](core.ipynb) [g](configs/a.yaml)'
+    assert (fix('[c](../CONTRIBUTING.md) [e](../examples/grade.ipynb)')
+            == '[c](contributing.md) [e](example_grade.ipynb)')
     assert fix('[s](https://a.b/c){target="_blank" style="x"}') == '[s](https://a.b/c)'
 
 
 def test_local_links():
-    assert convert.local_links('[a](core.ipynb) [b](https://x.y/z) ![c](figures/c.png) [d](data/d.csv#l) [e](#core.x)') == {'figures/c.png', 'data/d.csv'}
+    assert convert.local_links('[a](core.ipynb) [b](https://x.y/z) ![c](figures/c.png) [d](data/d.csv#l) '
+                               '[e](#core.x)') == {'figures/c.png', 'data/d.csv'}
 
 
 def test_callouts_become_admonitions():
     assert convert.fix_divs('::: {.callout-note}\ntext\n:::') == ':::{note}\ntext\n:::'
-    assert convert.fix_divs('::: {.callout-tip title="Why"}\ntext\n:::') == ':::{admonition} Why\n:class: tip\ntext\n:::'
+    assert (convert.fix_divs('::: {.callout-tip title="Why"}\ntext\n:::')
+            == ':::{admonition} Why\n:class: tip\ntext\n:::')
     assert convert.fix_divs(':::: {.py-2 .border}\n::::') == '::::{container} py-2 border\n::::'
     with pytest.raises(ValueError, match="callout 'nte' .* one of note, tip"): convert.fix_divs('::: {.callout-nte}')
 
 
 def test_symbols_and_notebooks_link():
-    link = lambda s: convert.link_symbols(s, {'read_rows': 'core'}, {'04_train.ipynb': 'train', 'index.ipynb': 'index'})
-    assert link('use `read_rows` or `core.read_rows()`') == 'use [`read_rows`](#core.read_rows) or [`core.read_rows()`](#core.read_rows)'
+    def link(s):
+        return convert.link_symbols(s, {'read_rows': 'core'}, {'04_train.ipynb': 'train', 'index.ipynb': 'index'})
+    assert (link('use `read_rows` or `core.read_rows()`')
+            == 'use [`read_rows`](#core.read_rows) or [`core.read_rows()`](#core.read_rows)')
     assert link('see `04_train`') == 'see [`04_train`](train.ipynb)'
     same = '# `read_rows`\n```python\n`read_rows`\n```\n[`read_rows`](x) `other` `a.read_rows` `index`'
     assert link(same) == same
@@ -74,14 +84,19 @@ def show_doc_cell(outputs):
 
 def test_a_notebook_becomes_a_page():
     "Signature first, as prose with a target; then the folded source; examples keep their outputs; widget state goes."
-    code = lambda id, src, out=(): {'cell_type': 'code', 'id': id, 'metadata': {'language': 'python'}, 'source': src, 'outputs': list(out)}
-    doc = show_doc_cell([{'output_type': 'execute_result', 'data': {'text/markdown': ['---\n\n', '[source](https://h/x){target="_blank"}\n\n', '### f\n\n', '*Adds.*']}}])
+    def code(id, src, out=()):
+        return {'cell_type': 'code', 'id': id, 'metadata': {'language': 'python'}, 'source': src,
+                                        'outputs': list(out)}
+    doc = show_doc_cell([{'output_type': 'execute_result',
+                          'data': {'text/markdown': ['---\n\n', '[source](https://h/x){target="_blank"}\n\n',
+                                                     '### f\n\n', '*Adds.*']}}])
     shown = {'output_type': 'stream', 'name': 'stdout', 'text': '3'}
     nb = {'metadata': {'kernelspec': {'name': 'python3'}, 'widgets': {'state': 1}}, 'cells': [
         {'cell_type': 'raw', 'id': 't', 'metadata': {}, 'source': '---\ntitle: T\n---'},
-        {'cell_type': 'markdown', 'id': 'w', 'metadata': {}, 'source': '<!-- WARNING: THIS FILE WAS AUTOGENERATED! -->'},
+        {'cell_type': 'markdown', 'id': 'w', 'metadata': {},
+         'source': '<!-- WARNING: THIS FILE WAS AUTOGENERATED! -->'},
         code('m', '#| default_exp core'), code('x', 'def f(): ...'), doc, code('e', 'f()', [shown])]}
-    page = convert.convert(nb, '00_core.ipynb', {'x'}, {'00_core.ipynb': 'core'}, {})
+    page = convert.convert(nb, 'lib/01_core.ipynb', {'x'}, {'01_core.ipynb': 'core'}, {})
     assert page['metadata'] == {'kernelspec': {'name': 'python3'}}
     assert [c['source'] for c in page['cells']] == ['# T\n', '(core.f)=\n### `f`\n\n*Adds.*', 'def f(): ...', 'f()']
     assert [c['metadata'].get('tags') for c in page['cells']] == [None, None, ['hide-input'], None]
@@ -96,12 +111,14 @@ def test_fields_of_a_dataclass_are_shown():
 
 
 def test_a_symbol_without_its_signature_is_an_error():
-    with pytest.raises(ValueError, match=r'(?s)show_doc gave no Markdown in the cell .*show_doc\(f\)'): convert.output_markdown(show_doc_cell([]))
+    with pytest.raises(ValueError, match=r'(?s)show_doc gave no Markdown in the cell .*show_doc\(f\)'):
+        convert.output_markdown(show_doc_cell([]))
 
 
 def test_formulas_are_drawn_here():
     svg = mathtext.formula_svg(r'p_i < \frac{1}{2}')
-    assert svg.startswith('<svg class="formula"') and 'aria-label="p_i &lt;' in svg and 'http' not in re.sub(r'xmlns(:\w+)?="[^"]*"', '', svg)
+    assert (svg.startswith('<svg class="formula"') and 'aria-label="p_i &lt;' in svg
+            and 'http' not in re.sub(r'xmlns(:\w+)?="[^"]*"', '', svg))
     with pytest.raises(ValueError, match=r'formula \$\\nosuch\$ cannot be drawn'): mathtext.formula_svg(r'\nosuch')
 
 
@@ -116,19 +133,26 @@ def test_results_page_reads_rows_and_figures(tmp_path):
     (tmp_path/'docs').mkdir()
     results.write_results([tmp_path/'data'/'results'], tmp_path/'figures', tmp_path/'docs'/'page.md')
     text = (tmp_path/'docs'/'page.md').read_text()
-    assert f'## Table 2: base and MCFT\n\n{results.CELL}\n\n| model | n | accuracy |\n| --- | --- | --- |\n| base | 30 | 0.1235 |\n| x\\|y | 7 |  |' in text
-    assert f'### All pocket runs\n\n{results.MAX_ROWS + 1} rows of `a`, `b`.\n\nRows: [pocket_runs.csv](../data/results/pocket_runs.csv) · cell ' in text
+    assert (f'## Table 2: base and MCFT\n\n{results.CELL}\n\n'
+            '| model | n | accuracy |\n| --- | --- | --- |\n| base | 30 | 0.1235 |\n| x\\|y | 7 |  |') in text
+    assert (f'### All pocket runs\n\n{results.MAX_ROWS + 1} rows of `a`, `b`.\n\n'
+            'Rows: [pocket_runs.csv](../data/results/pocket_runs.csv) · cell ') in text
     assert '## Findings in the pocket world\n\nNo difference.' in text and '# Of this run' not in text
-    assert '![Loss curves](../figures/loss_curves.png)' in text and 'Rows: [table2.csv](../data/results/table2.csv) · cell ' in text
+    assert ('![Training loss](../figures/loss_curves.png)' in text
+            and 'Rows: [table2.csv](../data/results/table2.csv) · cell ' in text)
 
 
 def test_no_results_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match='run make reproduce first'): results.write_results([tmp_path], tmp_path, tmp_path/'page.md')
+    with pytest.raises(FileNotFoundError, match='run make reproduce first'):
+        results.write_results([tmp_path], tmp_path, tmp_path/'page.md')
 
 
 def test_committed_results_page_is_current(tmp_path):
-    results.write_results([ROOT/'data'/'results'], ROOT/'figures', tmp_path/'results.md', ROOT/'docs')
-    assert (ROOT/'docs'/'results.md').read_text(encoding='utf-8') == (tmp_path/'results.md').read_text(encoding='utf-8'), 'run python docs/results.py'
+    for page in ('results', 'engineering'):
+        made = tmp_path/f'{page}.md'
+        results.write_results([ROOT/'data'/'results'], ROOT/'figures', made, ROOT/'docs', page=page)
+        kept = (ROOT/'docs'/f'{page}.md').read_text(encoding='utf-8')
+        assert kept == made.read_text(encoding='utf-8'), 'run python docs/results.py'
 
 
 # Where things come from.
@@ -146,11 +170,16 @@ def test_every_published_file_has_a_maker():
 @pytest.fixture
 def repository(tmp_path):
     "A repository with a published table, and a run that made it."
-    git = lambda *a: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=t', '-c', 'user.email=t@t', *a], check=True, capture_output=True)
-    for d in ('data/results', 'figures', 'runs/p/results', 'runs/p/05_eval/a', 'runs/p/05_eval/b', 'runs/p/figures', 'runs/p/06_ablation'): (tmp_path/d).mkdir(parents=True)
+    def git(*a):
+        return subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=t', '-c', 'user.email=t@t', *a],
+                                        check=True, capture_output=True)
+    for d in ('data/results', 'figures', 'runs/p/results', 'runs/p/05_eval/a', 'runs/p/05_eval/b', 'runs/p/figures',
+              'runs/p/06_ablation'):
+        (tmp_path/d).mkdir(parents=True)
     for d in ('data/results', 'runs/p/results'): (tmp_path/d/'table1.csv').write_text('a\n1\n')
     for d in ('figures', 'runs/p/figures'): (tmp_path/d/'loss_curves.csv').write_text('b\n')
-    for d, c in (('05_eval/a', 'a'*40), ('05_eval/b', 'b'*40 + '-dirty'), ('06_ablation', 'c'*40)): (tmp_path/'runs/p'/d/'run.json').write_text(f'{{"commit": "{c}"}}')
+    for d, c in (('05_eval/a', 'a'*40), ('05_eval/b', 'b'*40 + '-dirty'), ('06_ablation', 'c'*40)):
+        (tmp_path/'runs/p'/d/'run.json').write_text(f'{{"commit": "{c}"}}')
     (tmp_path/'data/results/lr_dev.csv').write_text('c\n')
     git('init', '-q')
     git('add', 'data', 'figures')
@@ -159,7 +188,8 @@ def repository(tmp_path):
 
 
 def test_publishing_notes_the_run(repository):
-    "A table without a run.json beside it comes from all runs of the stage that makes it; a file that no run made keeps no note."
+    """A table without a run.json beside it comes from all runs of the stage that makes it; a file that no run made
+    keeps no note."""
     new = provenance.note_run([], repository/'runs'/'p', 'make reproduce', repository)
     assert set(new) == {'data/results/table1.csv', 'figures/loss_curves.csv'}
     table = repository/'data'/'results'/'table1.csv'
@@ -169,7 +199,8 @@ def test_publishing_notes_the_run(repository):
     assert provenance.noted(table, repository) == {}, 'the note outlived the rows'
     head = provenance.git('rev-parse', 'HEAD', root=repository)
     again = provenance.note_run([table], None, 'make audit', repository)['data/results/table1.csv']
-    assert again == dict(command='make audit', commits=[head], digest=provenance.digest(table)), 'the rows themselves are no local change'
+    assert again == dict(command='make audit', commits=[head],
+                         digest=provenance.digest(table)), 'the rows themselves are no local change'
     assert set(provenance.notes(repository)) == {'data/results/table1.csv', 'figures/loss_curves.csv'}
 
 
@@ -177,30 +208,45 @@ def test_a_file_without_a_note_names_the_commit_that_holds_it(repository):
     head = provenance.git('rev-parse', '--short', 'HEAD', root=repository)
     assert provenance.committed_in(repository/'data'/'results'/'lr_dev.csv', repository) == head
     assert provenance.committed_in(repository/'none.csv', repository) == ''
-    assert provenance.short('a'*40) == '`aaaaaaa`' and provenance.short('b'*40 + '-dirty') == '`bbbbbbb` with local changes'
+    assert provenance.short('a'*40) == '`aaaaaaa`' and provenance.short('b'*40
+                                                                        + '-dirty') == '`bbbbbbb` with local changes'
 
 
 def test_tables_of_a_cell_become_rows(tmp_path):
-    cell = dict(cell_type='code', id='abcd1234', source='x', metadata={}, outputs=[{'data': {'text/html': ['<table><tr><th></th><th>a, b</th></tr>', '<tr><th>0</th><td>1</td></tr></table>']}}])
-    before, same, after = sources.add_sources([cell], 'nbs/00_core.ipynb', tmp_path)
+    cell = dict(cell_type='code', id='abcd1234', source='x', metadata={},
+                outputs=[{'data': {'text/html': ['<table><tr><th></th><th>a, b</th></tr>',
+                                                 '<tr><th>0</th><td>1</td></tr></table>']}}])
+    before, same, after = sources.add_sources([cell], 'nbs/lib/01_core.ipynb', tmp_path)
     assert before['source'] == '(core-cell-abcd1234)=' and same == cell
     assert (tmp_path/'rows'/'core-cell-abcd1234.csv').read_text() == ',"a, b"\n0,1\n'
-    assert after['source'].startswith(':::{container} provenance\nRows: [core-cell-abcd1234.csv](rows/core-cell-abcd1234.csv) · cell [abcd1234](#core-cell-abcd1234) of 00_core.ipynb · `papermill nbs/00_core.ipynb OUT.ipynb` · commit')
+    assert after['source'].startswith(':::{container} provenance\nRows: '
+                                      '[core-cell-abcd1234.csv](rows/core-cell-abcd1234.csv) · cell '
+                                      '[abcd1234](#core-cell-abcd1234) of 01_core.ipynb · '
+                                      '`papermill nbs/lib/01_core.ipynb OUT.ipynb` · commit')
 
 
 def test_a_picture_that_is_not_committed_is_an_error(tmp_path):
     (tmp_path/'known.png').write_bytes(b'known')
-    cell = lambda b, source='show()': dict(id='x', source=source, outputs=[{'data': {'image/png': b64encode(b).decode()}}])
-    assert sources.figure_files(cell(b'known'), tmp_path) == sources.figure_files(cell(b'old', 'save("known")'), tmp_path) == [tmp_path/'known.png']
-    with pytest.raises(ValueError, match='cell x shows a picture that is no file of'): sources.figure_files(cell(b'other'), tmp_path)
+    def cell(b, source='show()'):
+        return dict(id='x', source=source,
+                                               outputs=[{'data': {'image/png': b64encode(b).decode()}}])
+    assert sources.figure_files(cell(b'known'), tmp_path) == sources.figure_files(cell(b'old', 'save("known")'),
+                                                                                  tmp_path) == [tmp_path/'known.png']
+    with pytest.raises(ValueError, match='cell x shows a picture that is no file of'):
+        sources.figure_files(cell(b'other'), tmp_path)
 
 
 def test_drawings_of_the_paper_show_the_committed_rows():
-    "Drawn anew they are the files in figures/; as a part of a page they take its colour and tell in words what they show."
-    for name in paper_figures.FIGURES: assert (ROOT/'figures'/f'{name}.svg').read_text(encoding='utf-8') == paper_figures.svg(name), 'run python docs/paper_figures.py'
+    """Drawn anew they are the files in figures/; as a part of a page they take its colour and tell in words what they
+    show."""
+    for name in paper_figures.FIGURES:
+        assert (ROOT/'figures'/f'{name}.svg').read_text(encoding='utf-8') == paper_figures.svg(name), (
+            'run python docs/paper_figures.py')
     page = sources.with_figures('![Two "rows"](figures/paper_4_inference.svg)')
-    assert 'role="img" aria-label="Two &quot;rows&quot;"' in page and 'currentColor' in page and paper_figures.INK not in page
-    assert 'Rows: [critiques.jsonl](data/pocket/critiques.jsonl), [vector](figures/paper_4_inference.svg) · [paper_figures.py](docs/paper_figures.py)' in page
+    assert ('role="img" aria-label="Two &quot;rows&quot;"' in page and 'currentColor' in page
+            and paper_figures.INK not in page)
+    assert ('Rows: [critiques.jsonl](data/pocket/critiques.jsonl), [vector](figures/paper_4_inference.svg) · '
+            '[paper_figures.py](docs/paper_figures.py)') in page
     masked = [t for t in paper_figures.tokens() if t[2]]
     assert masked and {kind for _, kind, _ in masked} == {'critique'}
 
@@ -233,7 +279,8 @@ class Page(HTMLParser):
         if at.get('id'): self.ids.add(at['id'])
         if tag == 'a' and at.get('href'): self.links.append(at['href'])
         if at.get('src'): self.fetched.append(at['src'])
-        if tag == 'link' and at.get('href') and at.get('rel') not in ('canonical', 'author'): self.fetched.append(at['href'])
+        if tag == 'link' and at.get('href') and at.get('rel') not in ('canonical', 'author'):
+            self.fetched.append(at['href'])
         if at.get('srcset'): self.fetched += [o.split()[0] for o in at['srcset'].split(',')]
 
 
@@ -257,16 +304,19 @@ def test_links_and_images_resolve(site):
             file = (path.parent/target.split('?')[0]).resolve() if target else path
             if file.is_dir(): file = file/'index.html'
             assert file.exists(), f'{path.name} points to {link}, which does not exist'
-            if fragment and file in site and fragment not in ('', 'top'): assert fragment in site[file].ids, f'{path.name}: no place {link}'
+            if fragment and file in site and fragment not in ('', 'top'):
+                assert fragment in site[file].ids, f'{path.name}: no place {link}'
 
 
 def test_nothing_is_fetched_from_another_host(site):
     for path, page in site.items():
         for url in page.fetched: assert not re.match(r'(https?:)?//', url), f'{path.name} fetches {url}'
         inline = ' '.join(re.findall(r'<script>(.*?)</script>', path.read_text(encoding='utf-8'), re.S))
-        assert not re.search(r'(import|src|require)[^;]{0,40}https?://', inline), f'{path.name}: a script loads from another host'
+        assert not re.search(r'(import|src|require)[^;]{0,40}https?://',
+                             inline), f'{path.name}: a script loads from another host'
     for css in (SITE/'_static').rglob('*.css'):
-        assert not re.search(r'(url\(|@import)\s*["\']?(https?:)?//', css.read_text(encoding='utf-8')), f'{css.name} fetches from another host'
+        assert not re.search(r'(url\(|@import)\s*["\']?(https?:)?//',
+                             css.read_text(encoding='utf-8')), f'{css.name} fetches from another host'
 
 
 def test_every_export_is_documented_on_its_page(site):
@@ -276,4 +326,5 @@ def test_every_export_is_documented_on_its_page(site):
         for full in syms:
             name = full.removeprefix(f'{module}.')
             if name.startswith('_') or '.' in name: continue
-            assert re.sub(r'[^a-z0-9]+', '-', full.removeprefix('mcft.').lower()).strip('-') in page.ids, f'{full} is not on its page'
+            assert re.sub(r'[^a-z0-9]+', '-',
+                          full.removeprefix('mcft.').lower()).strip('-') in page.ids, f'{full} is not on its page'

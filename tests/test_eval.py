@@ -1,11 +1,12 @@
-"""What the evaluation notebook cannot show: kill -9 in a real evaluation, a server that dies, prompts as the model sees them, and the committed tables."""
+"""What the evaluation notebook cannot show: kill -9 in a real evaluation, a server that dies, prompts as the model sees
+them."""
 import json, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mcft.core import read_rows, repo_root, write_rows
-from mcft.eval import EvalConfig, build_tables, collect, compare_runs, evaluate
+from mcft.core import read_rows, write_rows
+from mcft.eval import EvalConfig, collect, compare_runs, evaluate
 from measure.faults_eval import measure
 
 N, BATCH = 48, 4
@@ -18,15 +19,21 @@ def world(tmp_path_factory):
     d = tmp_path_factory.mktemp("eval")
     tok = make_tokenizer(n_rows=200)
     tok.unk_token = tok.pad_token
-    make_model(BaseConfig(), tok).save_pretrained(d/"model"); tok.save_pretrained(d/"model")
-    (d/"model/run.json").write_text(json.dumps(dict(params=dict(method="mcft", mask_rate=0.2, mix_question_only=0.0, lr=1e-4, seed=3))))
-    write_rows(d/"problems.jsonl", [dict(id=f"{b}-{i}", source="test", split=b, question=f"What is ({i}*7+{i}) mod 13?", answer=str(8*i % 13), family="mod", level=1)
-                                    for b in ("near", "far") for i in range(N//2)], "problems")
+    make_model(BaseConfig(), tok).save_pretrained(d/"model")
+    tok.save_pretrained(d/"model")
+    (d/"model/run.json").write_text(json.dumps(dict(params=dict(method="mcft", mask_rate=0.2, mix_question_only=0.0,
+                                                                lr=1e-4, seed=3))))
+    def problem(b, i):
+        question, answer = f"What is ({i}*7+{i}) mod 13?", str(8*i % 13)
+        return dict(id=f"{b}-{i}", source="test", split=b, question=question, answer=answer, family="mod", level=1)
+
+    write_rows(d/"problems.jsonl", [problem(b, i) for b in ("near", "far") for i in range(N//2)], "problems")
     return d
 
 
 def config(world, out, **kw):
-    return EvalConfig(str(world/"model"), str(world/"problems.jsonl"), str(world/out), **dict(dict(max_new_tokens=24, batch_size=BATCH), **kw))
+    return EvalConfig(str(world/"model"), str(world/"problems.jsonl"), str(world/out),
+                      **dict(dict(max_new_tokens=24, batch_size=BATCH), **kw))
 
 
 def test_kills_at_random_moments_lose_nothing_and_repeat_nothing():
@@ -57,16 +64,20 @@ def test_other_graders_keep_the_responses_and_no_checkpoint_is_replaced(world):
 def test_the_prompt_is_question_instruction_and_system_prompt_with_one_bos(world):
     from mcft.generate import load, prompt_ids, text_hash
     _, tok = load(world/"model")
-    kinds = dict(bare={}, asked=dict(instruction="Box it."), told=dict(instruction="Box it.", system_prompt="Solve user question"))
+    kinds = dict(bare={}, asked=dict(instruction="Box it."),
+                 told=dict(instruction="Box it.", system_prompt="Solve user question"))
     for k, kw in kinds.items(): evaluate(config(world, f"prompt-{k}", n_problems=2, max_new_tokens=2, **kw))
     rows = {k: read_rows(world/f"prompt-{k}/responses/responses.jsonl", "responses")[0] for k in kinds}
     question = next(p for p in read_rows(world/"problems.jsonl") if p["id"] == rows["bare"]["problem_id"])["question"]
-    turns = dict(bare=[question], asked=[f"{question}\n\nBox it."], told=["Solve user question", f"{question}\n\nBox it."])
+    turns = dict(bare=[question], asked=[f"{question}\n\nBox it."],
+                 told=["Solve user question", f"{question}\n\nBox it."])
     for k, r in rows.items():
         roles = ["system", "user"][-len(turns[k]):]
-        prompt = tok.apply_chat_template([dict(role=a, content=b) for a, b in zip(roles, turns[k])], add_generation_prompt=True, tokenize=False)
+        prompt = tok.apply_chat_template([dict(role=a, content=b) for a, b in zip(roles, turns[k])],
+                                         add_generation_prompt=True, tokenize=False)
         ids = prompt_ids(tok, prompt)
-        assert (r["prompt_hash"], r["n_prompt_tok"]) == (text_hash(prompt), len(ids)) and ids.count(tok.bos_token_id) == 1
+        assert (r["prompt_hash"], r["n_prompt_tok"]) == (text_hash(prompt),
+                                                         len(ids)) and ids.count(tok.bos_token_id) == 1
         assert (r["backend"], r["temperature"], r["max_new_tokens"], r["seed"]) == ("transformers", 0.0, 2, 0)
 
 
@@ -81,8 +92,10 @@ class Server:
                     alive = outer.answers < lives
                     outer.answers += alive
                 text = r"\boxed{7}" if body["messages"][-1]["content"] else ""
-                answer = dict(id="1", object="chat.completion", created=0, model=body["model"], usage=dict(prompt_tokens=9, completion_tokens=5, total_tokens=14),
-                              choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text))])
+                answer = dict(id="1", object="chat.completion", created=0, model=body["model"],
+                              usage=dict(prompt_tokens=9, completion_tokens=5, total_tokens=14),
+                              choices=[dict(index=0, finish_reason="stop",
+                                            message=dict(role="assistant", content=text))])
                 data = json.dumps(answer if alive else dict(error=dict(message="out of order"))).encode()
                 self.send_response(200 if alive else 400)
                 self.send_header("Content-Type", "application/json")
@@ -98,11 +111,13 @@ class Server:
         return f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def __exit__(self, *exc):
-        self.http.shutdown(); self.http.server_close()
+        self.http.shutdown()
+        self.http.server_close()
 
 
 def test_a_server_that_dies_is_replaced_by_one_at_another_address(world):
-    def served(url): return EvalConfig("org/some-model", str(world/"problems.jsonl"), str(world/"served"), backend="openai", n_samples=2, temperature=0.6,
+    def served(url): return EvalConfig("org/some-model", str(world/"problems.jsonl"), str(world/"served"),
+                                       backend="openai", n_samples=2, temperature=0.6,
                                        backend_options=dict(base_url=url, concurrency=3, max_retries=0))
     first, second = Server(lives=20), Server()
     with first as url, pytest.raises(RuntimeError, match="out of order"): evaluate(served(url))
@@ -114,10 +129,7 @@ def test_a_server_that_dies_is_replaced_by_one_at_another_address(world):
     assert all(s["maj_at_k"] == s["pass_at_k"] == s["accuracy"] for s in info["scores"].values())
     evaluate(config(world, "local", max_new_tokens=4, temperature=1.0, n_samples=2))
     paired = compare_runs(world/"local", world/"served")
-    assert list(paired.only_second) == [info["scores"][b]["correct"]//2 for b in paired.benchmark] and (paired.p_holm >= paired.p).all()
+    assert list(paired.only_second) == [info["scores"][b]["correct"]//2
+                                        for b in paired.benchmark] and (paired.p_holm >= paired.p).all()
 
 
-def test_committed_tables_are_what_the_committed_rows_give(tmp_path):
-    build_tables("data/results", tmp_path)
-    for f in sorted(tmp_path.iterdir()):
-        assert (repo_root()/"data/results"/f.name).read_bytes() == f.read_bytes(), f"data/results/{f.name} is not what its rows give: run 05_eval and commit it"

@@ -1,4 +1,4 @@
-"""Every command of the essay and of the how-to pages, as it is written, page by page in a clean copy of the repository."""
+"""Every command of the essay and of the how-to pages, as written, page by page in a clean copy of the repository."""
 import json
 import os
 import re
@@ -14,17 +14,25 @@ from fault_server import FaultServer
 from mcft.core import read_rows
 from test_setup import copy_to
 
-PAGES = sorted(p.stem for p in (ROOT/'docs'/'pages').glob('*.md') if re.search('^```(bash|python)', p.read_text(encoding='utf-8'), re.M))
+PAGES = sorted(p.stem for p in (ROOT/'docs'/'pages').glob('*.md')
+               if re.search('^```(bash|python)', p.read_text(encoding='utf-8'), re.M))
 LEAVES = dict(  # page -> what must be there afterwards
-    stages=['runs/essay/eval/run.json'], howto_model=['runs/mine/eval/run.json', 'runs/mine/train/model.safetensors'], howto_teacher=['runs/mine/critique/run.json'],
-    howto_continue=['runs/next/eval-grpo/run.json', 'runs/next/mid-mcft/model.safetensors'], howto_benchmark=['runs/mine/benchmark/verdicts.jsonl', 'runs/mine/overlap/overlap.csv'], howto_cluster=['runs/array/results/pocket_runs.csv', 'runs/array/pair/run.json'])
+    stages=['runs/essay/eval/run.json'], howto_model=['runs/mine/eval/run.json', 'runs/mine/train/model.safetensors'],
+    howto_teacher=['runs/mine/critique/run.json'],
+    howto_continue=['runs/next/eval-grpo/run.json', 'runs/next/mid-mcft/model.safetensors'],
+    howto_arm=['runs/mine/grid/06_ablation/run.json', 'runs/mine/grid/04_train/mcft-0.20-spans-s0/model.safetensors'],
+    howto_mask_unit=[],
+    howto_benchmark=['runs/mine/benchmark/verdicts.jsonl', 'runs/mine/overlap/overlap.csv'],
+    howto_cluster=['runs/array/results/pocket_runs.csv', 'runs/array/pair/run.json'])
 
 
 def blocks(page: str) -> list:  # (language, code)
     "The code of a page; the script for another model is run by tests/test_masking.py."
     text = (ROOT/'docs'/'pages'/f'{page}.md').read_text(encoding='utf-8')
-    found = [(lang, code) for lang, code in re.findall(r'^```(bash|python)\n(.*?)^```', text, re.S | re.M) if 'your/model' not in code]
-    return found if any(lang == 'bash' for lang, _ in found) else [('python', '\n'.join(code for _, code in found))]  # Python alone is one program
+    found = [(lang, code) for lang, code in re.findall(r'^```(bash|python)\n(.*?)^```', text, re.S | re.M)
+             if 'your/model' not in code]
+    # Python alone is one program
+    return found if any(lang == 'bash' for lang, _ in found) else [('python', '\n'.join(code for _, code in found))]
 
 
 def run_page(page: str, folder) -> list:  # (code, exit status, output) of each block, up to the first that fails
@@ -44,7 +52,8 @@ def run_page(page: str, folder) -> list:  # (code, exit status, output) of each 
 @pytest.fixture(scope='module')
 def runs(request, tmp_path_factory):
     "The selected pages, two at a time."
-    folders = {i.callspec.params['page']: tmp_path_factory.mktemp('page') for i in request.session.items if 'page' in getattr(getattr(i, 'callspec', None), 'params', {})}
+    folders = {i.callspec.params['page']: tmp_path_factory.mktemp('page') for i in request.session.items
+               if 'page' in getattr(getattr(i, 'callspec', None), 'params', {})}
     with ThreadPoolExecutor(int(os.environ.get('TEST_WORKERS', 2))) as pool:
         yield {p: (folder, pool.submit(run_page, p, folder)) for p, folder in folders.items()}
 
@@ -53,9 +62,13 @@ def runs(request, tmp_path_factory):
 def test_commands_run_as_written(runs, page):
     folder, run = runs[page]
     for i, (code, status, said) in enumerate(run.result()):
-        if page == 'howto_teacher' and i == 0: assert status != 0 and 'nothing was sent' in said, said[-2000:]  # the estimate, before anything is paid
+        # the estimate, before anything is paid
+        if page == 'howto_teacher' and i == 0: assert status != 0 and 'nothing was sent' in said, said[-2000:]
         else: assert status == 0, f'{code}\n{said[-3000:]}'
     assert set(LEAVES) == set(PAGES)
     for f in LEAVES[page]: assert (folder/f).exists(), f'{page}: no {f}'
-    if page == 'howto_teacher': assert {r['teacher'] for r in read_rows(folder/'runs/mine/critique/critiques.jsonl', 'critiques')} == {'openai:my-model'}
-    if page == 'stages': assert json.loads((folder/'runs/essay/train/run.json').read_text())['params']['mask_rate'] == 0.2
+    if page == 'howto_teacher':
+        assert {r['teacher'] for r in read_rows(folder/'runs/mine/critique/critiques.jsonl',
+                                                'critiques')} == {'openai:my-model'}
+    if page == 'stages':
+        assert json.loads((folder/'runs/essay/train/run.json').read_text())['params']['mask_rate'] == 0.2

@@ -1,4 +1,6 @@
-"""Every notebook by the command the README gives, from the repository root, at its defaults (08 in a smaller size); misspelt parameters are refused."""
+"""Every notebook by the command the README gives, from the repository root, at its defaults (08 in a smaller size).
+
+Misspelt parameters are refused."""
 import os
 import subprocess
 import sys
@@ -7,26 +9,30 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import pytest
 
-from conftest import ROOT, notebooks
+from conftest import ROOT, notebooks, stages
 from mcft.core import check_params, notebook_params, run_notebook
 from measure.notebooks import error_lines, long_outputs
 
-STAGES = notebooks('0[1-6]_*.ipynb')
-SMALLER = {'08_rl.ipynb': ('-p', 'n_steps', '4', '-p', 'eval_problems', '4')}  # minutes at its defaults, which nbdev_test runs
+STAGES = stages()
+# minutes at its defaults, which nbdev_test runs
+SMALLER = {'09_rl.ipynb': ('-p', 'n_steps', '4', '-p', 'eval_problems', '4')}
 
 
 def papermill(name, out, *args):
     "The executed copy goes to `out`, never into nbs/."
-    return subprocess.run([sys.executable, '-m', 'papermill', f'nbs/{name}', str(out), '--no-progress-bar', *args], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, '-m', 'papermill', f'nbs/{name}', str(out), '--no-progress-bar', *args],
+                          cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope='module')
 def runs(request, tmp_path_factory):
     "The selected notebooks, two at a time: name -> running papermill."
     folder = tmp_path_factory.mktemp('executed')
-    names = [i.callspec.params['executed'] for i in request.session.items if 'executed' in getattr(getattr(i, 'callspec', None), 'params', {})]
+    names = [i.callspec.params['executed'] for i in request.session.items
+             if 'executed' in getattr(getattr(i, 'callspec', None), 'params', {})]
     with ThreadPoolExecutor(int(os.environ.get('TEST_WORKERS', 2))) as pool:
-        yield {n: (folder/n, pool.submit(papermill, n, folder/n, *SMALLER.get(n, ()))) for n in names}
+        out = {n: folder/n.replace('/', '-') for n in names}
+        yield {n: (out[n], pool.submit(papermill, n, out[n], *SMALLER.get(n, ()))) for n in names}
 
 
 @pytest.mark.parametrize('executed', notebooks())
@@ -35,7 +41,8 @@ def test_runs_from_the_root(runs, executed):
     done = run.result()
     assert done.returncode == 0, done.stderr[-3000:]
     nb = nbformat.read(path, 4)
-    assert all(c.execution_count for c in nb.cells if c.cell_type == 'code' and c.source.strip()), f'{executed}: a cell was not run'
+    assert all(c.execution_count for c in nb.cells if c.cell_type == 'code'
+               and c.source.strip()), f'{executed}: a cell was not run'
     assert error_lines(nb) == [] and long_outputs(nb) == [], f'{executed}: warnings or logs'
 
 
@@ -54,4 +61,4 @@ def test_papermill_alone_refuses_a_misspelt_parameter(tmp_path):
 
 
 def test_an_executed_copy_may_not_lie_among_the_sources():
-    with pytest.raises(ValueError, match='write it to runs/'): run_notebook('nbs/00_core.ipynb', 'nbs/copy.ipynb')
+    with pytest.raises(ValueError, match='write it to runs/'): run_notebook('nbs/lib/01_core.ipynb', 'nbs/copy.ipynb')

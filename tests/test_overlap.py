@@ -14,7 +14,8 @@ _word = st.sampled_from('a train leaves rome with twelve people and 3 or 14 of t
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(_word, min_size=13, max_size=40), st.lists(_word, max_size=30), st.lists(_word, max_size=30), st.integers(0, 27))
+@given(st.lists(_word, min_size=13, max_size=40), st.lists(_word, max_size=30), st.lists(_word, max_size=30),
+       st.integers(0, 27))
 def test_a_planted_run_of_words_is_found_wherever_it_stands(question, before, after, start):
     run = question[:13] if start > len(question) - 13 else question[start:start+13]
     train = [' '.join([*before, *run, *after]).upper() + '!']
@@ -22,9 +23,11 @@ def test_a_planted_run_of_words_is_found_wherever_it_stands(question, before, af
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.lists(_word, max_size=12).map(' '.join), max_size=6), st.lists(st.lists(_word, max_size=12).map(' '.join), min_size=1, max_size=6), st.integers(1, 5))
+@given(st.lists(st.lists(_word, max_size=12).map(' '.join), max_size=6),
+       st.lists(st.lists(_word, max_size=12).map(' '.join), min_size=1, max_size=6), st.integers(1, 5))
 def test_hits_are_those_of_the_plain_double_loop(train, questions, n):
-    runs = lambda q: {words(q)[i:i+n] for i in range(len(words(q)) - n + 1)}
+    def runs(q):
+        return {words(q)[i:i+n] for i in range(len(words(q)) - n + 1)}
     d = nearest(train, questions, n)
     assert list(d.shared > 0) == [any(runs(q) & runs(t) for t in train) for q in questions]
     assert list(d.exact) == [words(q) in [words(t) for t in train] for q in questions]
@@ -39,7 +42,8 @@ def test_the_committed_rows_come_out_again():
     for r in random.Random(0).sample(rows, 4):
         found = overlap(train, {r['benchmark']: asked[r['benchmark']]}, int(r['n']), r['numbers']).iloc[0]
         assert {k: str(found[k]) for k in r} == r
-    assert all(r['exact'] == '0' for r in rows if r['numbers'] == 'keep'), 'a question of a pocket benchmark is in training'
+    assert all(r['exact'] == '0' for r in rows if r['numbers']
+               == 'keep'), 'a question of a pocket benchmark is in training'
 
 
 def test_a_report_runs_once_and_is_read_again(tmp_path):

@@ -7,22 +7,26 @@ from spellchecker import SpellChecker
 
 from conftest import ROOT, notebooks
 
-TEXTS = [*(f'nbs/{n}' for n in notebooks()), *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'docs'/'pages').glob('*.md'))), 'docs/results.md', 'docs/found.md', 'docs/found_beyond.md',
-         *(n for n in ('CHANGELOG.md', 'CONTRIBUTING.md') if (ROOT/n).exists()), *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'examples').glob('*.ipynb')))]
+PAGES = [p.relative_to(ROOT).as_posix() for d in ('docs/pages/*.md', 'examples/*.ipynb') for p in sorted(ROOT.glob(d))]
+MADE = ['docs/results.md', 'docs/engineering.md', 'docs/found.md', 'docs/found_beyond.md']
+TEXTS = [*(f'nbs/{n}' for n in notebooks()), *PAGES, *MADE, 'CHANGELOG.md', 'CONTRIBUTING.md']
 BLOCKS, INLINE = r'```.*?```|~~~.*?~~~|\$\$.*?\$\$', r'`[^`\n]*`|\$[^$\n]*\$|<[^>\n]*>|\]\([^)\n]*\)|https?://\S+|\\\w+|^Rows:.*$'
 
 
 @pytest.fixture(scope='module')
 def words() -> set:
     "What is spelled right: an English dictionary and the project's own list."
-    return set(SpellChecker(language='en').word_frequency.keys()) | set((ROOT/'docs'/'words.txt').read_text(encoding='utf-8').split())
+    return (set(SpellChecker(language='en').word_frequency.keys())
+            | set((ROOT/'docs'/'words.txt').read_text(encoding='utf-8').split()))
 
 
 def prose(name: str) -> str:
     "A file's text without code, formulas and addresses; of the results without its tables."
     path = ROOT/name
-    text = '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown') if path.suffix == '.ipynb' else path.read_text(encoding='utf-8')
-    if name in ('docs/results.md', 'docs/found.md', 'docs/found_beyond.md'): text = re.sub(r'^\|.*$', '', text, flags=re.M)
+    text = '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type
+                       == 'markdown') if path.suffix == '.ipynb' else path.read_text(encoding='utf-8')
+    if name in MADE:
+        text = re.sub(r'^\|.*$', '', text, flags=re.M)
     return re.sub(INLINE, ' ', re.sub(BLOCKS, ' ', text, flags=re.S), flags=re.M)
 
 
@@ -35,4 +39,5 @@ def unknown(text: str, known: set) -> set:
 
 @pytest.mark.parametrize('name', TEXTS)
 def test_spelling(name, words):
-    assert not (bad := unknown(prose(name), words)), f'{name}: {sorted(bad)} is neither in the dictionary nor in docs/words.txt'
+    assert not (bad := unknown(prose(name),
+                               words)), f'{name}: {sorted(bad)} is neither in the dictionary nor in docs/words.txt'

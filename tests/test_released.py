@@ -1,4 +1,4 @@
-"""Fetching by pinned commit against a real server: what is right comes through, what is wrong leaves nothing, errors say what to do."""
+"""Fetching by pinned commit against a real server: the right file comes through, a wrong one leaves nothing."""
 import ast
 import hashlib
 import http.server
@@ -22,7 +22,8 @@ GOOD = b'{"id": 1}\n'
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    "A folder; /short promises more bytes than it sends, /slow sends none, /broken answers 500; what was asked is counted."
+    """A folder; /short promises more bytes than it sends, /slow sends none, /broken answers 500; what was asked is
+    counted."""
     def log_message(self, *args): pass
 
     def do_GET(self):
@@ -51,7 +52,8 @@ def site(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://127.0.0.1:{server.server_port}'
     sha = hashlib.sha256(GOOD).hexdigest()
-    rows = [dict(path=f'released/{n}.jsonl', url=f'{url}/{n}', sha256='' if 'blob' in n or n in ('short', 'slow') else sha, git_blob=git_blob(GOOD))
+    rows = [dict(path=f'released/{n}.jsonl', url=f'{url}/{n}', sha256='' if 'blob' in n or n in ('short', 'slow')
+                 else sha, git_blob=git_blob(GOOD))
             for n in ('good', 'blob', 'changed', 'changed_blob', 'missing', 'broken', 'short', 'slow')]
     rows.append(dict(path='derived/made.jsonl', url='', sha256=sha, git_blob=git_blob(GOOD)))
     server.files, server.cache, server.folder, server.url = pd.DataFrame(rows), cache, folder, url
@@ -76,11 +78,13 @@ def test_a_good_file_comes_through_once(site, name):
 
 @pytest.mark.parametrize('name', ['changed', 'changed_blob'])
 def test_a_changed_file_is_refused_and_leaves_nothing(site, name):
-    with pytest.raises(ValueError, match=f'released/{name}.jsonl: {site.url}/{name} is refused and nothing is kept'): site.get(f'released/{name}.jsonl')
+    with pytest.raises(ValueError, match=f'released/{name}.jsonl: {site.url}/{name} is refused and nothing is kept'):
+        site.get(f'released/{name}.jsonl')
     assert kept(site) == []
 
 
-@pytest.mark.parametrize('name, says', [('missing', 'answered 404'), ('broken', 'answered 500'), ('short', 'cannot be reached'),
+@pytest.mark.parametrize('name, says', [('missing', 'answered 404'), ('broken', 'answered 500'),
+                                        ('short', 'cannot be reached'),
                                         ('slow', 'cannot be reached')])
 def test_a_failing_server_is_named_with_the_way_out(site, monkeypatch, name, says):
     monkeypatch.setattr(released, 'TIMEOUT', 0.5)
@@ -94,15 +98,18 @@ def test_a_failing_server_is_named_with_the_way_out(site, monkeypatch, name, say
 def test_offline_the_trace_is_short(site):
     "What a user without a network sees: no frames of urllib3 or requests."
     rows = site.files.assign(url='http://127.0.0.1:9/nowhere').to_dict('records')
-    code = f'import pandas as pd; from mcft.released import fetch; fetch("released/good.jsonl", pd.DataFrame({rows!r}), {str(site.cache)!r})'
+    code = ('import pandas as pd; from mcft.released import fetch; '
+            f'fetch("released/good.jsonl", pd.DataFrame({rows!r}), {str(site.cache)!r})')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and 'site-packages' not in done.stderr and 'urllib' not in done.stderr, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith('ConnectionError: released/good.jsonl: http://127.0.0.1:9/nowhere cannot be reached') and 'MCFT_DATA_DIR' in last
+    assert last.startswith('ConnectionError: released/good.jsonl: http://127.0.0.1:9/nowhere cannot be reached')
+    assert 'MCFT_DATA_DIR' in last
 
 
 def test_a_file_without_a_url_can_only_come_from_the_folder(site):
-    with pytest.raises(FileNotFoundError, match='has no url: it was derived.*MCFT_DATA_DIR'): site.get('derived/made.jsonl')
+    with pytest.raises(FileNotFoundError, match='has no url: it was derived.*MCFT_DATA_DIR'):
+        site.get('derived/made.jsonl')
 
 
 def test_the_cache_serves_offline_and_is_verified(site):
@@ -129,20 +136,23 @@ def test_the_folder_comes_first_and_is_verified(site, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='good.jsonl has sha256'): site.get('released/good.jsonl')
     assert (folder/'released'/'good.jsonl').read_bytes() == b'edited by hand'  # a user's own file is not deleted
     monkeypatch.setenv('MCFT_DATA_DIR', str(folder/'nowhere'))
-    with pytest.raises(FileNotFoundError, match='which is no folder: correct it, or unset it'): site.get('released/good.jsonl')
+    with pytest.raises(FileNotFoundError, match='which is no folder: correct it, or unset it'):
+        site.get('released/good.jsonl')
 
 
 def test_several_at_once(site):
     "Threads that want the same file all get a whole one."
     got, n = [], 6
-    threads = [threading.Thread(target=lambda: got.append(site.get('released/good.jsonl').read_bytes())) for _ in range(n)]
+    threads = [threading.Thread(target=lambda: got.append(site.get('released/good.jsonl').read_bytes()))
+               for _ in range(n)]
     for t in threads: t.start()
     for t in threads: t.join(30)
     assert got == [GOOD]*n and kept(site) == ['good.jsonl']
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match='is not in the registry: it has benchmarks/aime24.jsonl'): fetch('benchmarks/aime25.jsonl')
+    with pytest.raises(ValueError, match='is not in the registry: it has benchmarks/aime24.jsonl'):
+        fetch('benchmarks/aime25.jsonl')
     with pytest.raises(ValueError, match='one of aime24, amc23, math500, olympiadbench'): benchmark_problems('aime25')
 
 
@@ -151,20 +161,28 @@ def test_the_committed_registry():
     files = paper_rows('files')
     assert files.path.is_unique and set(files.kind) == {'benchmark', 'outputs', 'derived'}
     for f in files.itertuples():
-        assert re.fullmatch('[0-9a-f]{40}', f.git_blob) and re.fullmatch('[0-9a-f]{64}' if f.status == 'available' else '', f.sha256)
-        if f.kind == 'derived': assert not f.url; continue
-        assert f.url.startswith(f'https://raw.githubusercontent.com/{f.source_repository}/{f.commit}/') and ' ' not in f.url
-    assert files[files.kind == 'benchmark'].set_index('path')['rows'].to_dict() == {f'benchmarks/{n}.jsonl': k for n, k in BENCHMARKS.items()}
+        assert re.fullmatch('[0-9a-f]{40}', f.git_blob) and re.fullmatch('[0-9a-f]{64}' if f.status == 'available'
+                                                                         else '', f.sha256)
+        if f.kind == 'derived':
+            assert not f.url
+            continue
+        assert f.url.startswith(f'https://raw.githubusercontent.com/{f.source_repository}/{f.commit}/')
+        assert ' ' not in f.url
+    assert files[files.kind == 'benchmark'].set_index('path')['rows'].to_dict() == {f'benchmarks/{n}.jsonl': k for n,
+                                                                                    k in BENCHMARKS.items()}
 
 
 def outputs(n, right):
-    "An output file with counts like the paper's; the first `right` of `n` are right. No ids, as the release may have it."
-    return '\n'.join(json.dumps(dict(question='q', generated_responses=[rf'<think></think>\boxed{{{i}}}'], generated_answers=[str(i)], gold_answer=str(i),
+    """An output file with counts like the paper's; the first `right` of `n` are right. No ids, as the release may
+    have it."""
+    return '\n'.join(json.dumps(dict(question='q', generated_responses=[rf'<think></think>\boxed{{{i}}}'],
+                                     generated_answers=[str(i)], gold_answer=str(i),
                                      is_correct=i < right, answers_correctness=[i < right])) for i in range(n))
 
 
 def test_absent_outputs_fill_their_cells(site):
-    "Every absent MATH-500 and OlympiadBench file, fetched and verified by blob id: its cell of the paper's table is counted."
+    """Every absent MATH-500 and OlympiadBench file, fetched and verified by blob id: its cell of the paper's table is
+    counted."""
     from mcft.eval import paper_cells, released_cells
     printed = paper_cells('1')
     count = {(c['model'], c['benchmark']): (c['n'], c['correct']) for c in printed}
@@ -178,7 +196,8 @@ def test_absent_outputs_fill_their_cells(site):
     filled = fill(files=files, cache=site.cache)
     cells = released_cells(printed, filled)
     assert [(c['n'], c['correct']) for c in cells] == [(c['n'], c['correct']) for c in printed]
-    assert len(filled) == 451 + 3*(500 + 675) and not filled.duplicated(['run', 'benchmark', 'settings', 'problem_id', 'sample']).any()
+    assert len(filled) == 451 + 3*(500 + 675) and not filled.duplicated(['run', 'benchmark', 'settings', 'problem_id',
+                                                                         'sample']).any()
     (site.folder/str(files.index[0])).write_text(outputs(500, 1))
     for p in site.cache.rglob('*math500*'): p.unlink()
     with pytest.raises(ValueError, match='is refused and nothing is kept'): fill(files=files, cache=site.cache)
@@ -188,7 +207,8 @@ def test_no_pickle_is_ever_opened():
     "Pickles of the release are named by blob id only: no module that reads the release can load one."
     for name in ('released', 'audit'):
         tree = ast.parse((ROOT/'mcft'/f'{name}.py').read_text(encoding='utf-8'))
-        names = {a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names} | {getattr(n, 'module', None)
+        names = {a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))
+                 for a in n.names} | {getattr(n, 'module', None)
             for n in ast.walk(tree)}
         attrs = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         assert not {'pickle', 'cloudpickle', 'joblib', 'dill'} & names and not {'read_pickle', 'Unpickler'} & attrs
@@ -201,5 +221,7 @@ def test_real_benchmarks():
     assert len({p['id'] for ps in problems.values() for p in ps}) == sum(BENCHMARKS.values())
     for ps in problems.values():
         for p in ps: check_row(p, 'problems')
-    golds = paper_rows('responses').query("benchmark == 'amc23'").drop_duplicates('problem_id').set_index('problem_id').gold
-    assert {p['id'].removeprefix('amc23-'): p['answer'] for p in problems['amc23']} == {i: g.removesuffix('.0') for i, g in golds.items()}
+    amc = paper_rows('responses').query("benchmark == 'amc23'")
+    golds = amc.drop_duplicates('problem_id').set_index('problem_id').gold
+    assert {p['id'].removeprefix('amc23-'): p['answer'] for p in problems['amc23']} == {i: g.removesuffix('.0') for i,
+                                                                                        g in golds.items()}

@@ -1,4 +1,4 @@
-"""Review by people: the page and the widget in a real browser, hostile text in every field, decisions from click to reviewed set."""
+"""Review by people: page and widget in a real browser, hostile text in every field, from click to reviewed set."""
 import json
 import shutil
 import subprocess
@@ -20,25 +20,35 @@ HOSTILE = {
     'image': '<img src=x onerror="window.pwned=1;alert(1)">',
     'script': '<script>window.pwned=1;alert(1)</script>',
     'fields end': '</textarea></div></article></main><script>window.pwned=1</script><textarea>',
-    'attribute ends': '"><img src=x onerror=window.pwned=1> \' onmouseover=window.pwned=1 autofocus onfocus=window.pwned=1 x=\'',
+    'attribute ends': '"><img src=x onerror=window.pwned=1> \' onmouseover=window.pwned=1 autofocus '
+                      'onfocus=window.pwned=1 x=\'',
     'svg': '<svg onload=window.pwned=1><a xlink:href="javascript:window.pwned=1"><text>click</text></a></svg>',
-    'links': '[click](javascript:window.pwned=1) <a href="javascript:window.pwned=1">click</a> ![x](https://example.org/x.png)',
-    'frames': '<iframe srcdoc="<script>parent.pwned=1</script>"></iframe><object data="https://example.org"></object><link rel=stylesheet href=https://example.org/a.css>',
-    'style': '<style>*{display:none}body{background:url(https://example.org/b.png)}</style><base href="https://example.org/">',
-    'maths text': r'$\text{<img src=x onerror=window.pwned=1>}$ $\textbf{<script>window.pwned=1</script>}$ \boxed{<svg onload=window.pwned=1>}',
-    'maths link': r'$\href{javascript:window.pwned=1}{x}$ $\style{background:url(https://example.org)}{x}$ $\phantom{seen}$',
-    'mathml': '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=window.pwned=1&gt;"></table></mtext></math>',
+    'links': '[click](javascript:window.pwned=1) <a href="javascript:window.pwned=1">click</a> '
+             '![x](https://example.org/x.png)',
+    'frames': '<iframe srcdoc="<script>parent.pwned=1</script>"></iframe><object '
+              'data="https://example.org"></object><link rel=stylesheet href=https://example.org/a.css>',
+    'style': '<style>*{display:none}body{background:url(https://example.org/b.png)}</style><base '
+             'href="https://example.org/">',
+    'maths text': r'$\text{<img src=x onerror=window.pwned=1>}$ $\textbf{<script>window.pwned=1</script>}$ \boxed{<svg '
+                  r'onload=window.pwned=1>}',
+    'maths link': r'$\href{javascript:window.pwned=1}{x}$ $\style{background:url(https://example.org)}{x}$ '
+                  r'$\phantom{seen}$',
+    'mathml': '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 '
+              'onerror=window.pwned=1&gt;"></table></mtext></math>',
     'entities': '&lt;script&gt;window.pwned=1&lt;/script&gt; &#60;img src=x onerror=window.pwned=1&#62;',
     'comment': '<!-- --> <![CDATA[ ]]> <?php ?> {{constructor.constructor("window.pwned=1")()}} ${window.pwned=1} `x`',
     'unseen': 'a\u202eb\u200b\x00\u2028c\ufeff',
 }
-FIELDS = ('id', 'question', 'rollout', 'critique', 'reasoning', 'answer', 'status', 'reason', 'teacher', 'gold', 'family', 'row_hash')
+FIELDS = ('id', 'question', 'rollout', 'critique', 'reasoning', 'answer', 'status', 'reason', 'teacher', 'gold',
+          'family', 'row_hash')
 
 
 def harmless(**kw) -> dict:
     "A row of `review_rows`."
-    return dict(dict(id='c.1', question='What is $2+2$?', rollout='<think>\nIt is 5.\n</think>\n\\boxed{5}', critique='Step 1 is wrong: $2+2=4$.', reasoning='$2+2=4$', answer='4',
-                     status='kept', reason='', teacher='t', gold='4', family='sums', is_correct=False, wrong_step=1, wrong_by='critique', row_hash='0'*12,
+    return dict(dict(id='c.1', question='What is $2+2$?', rollout='<think>\nIt is 5.\n</think>\n\\boxed{5}',
+                     critique='Step 1 is wrong: $2+2=4$.', reasoning='$2+2=4$', answer='4',
+                     status='kept', reason='', teacher='t', gold='4', family='sums', is_correct=False, wrong_step=1,
+                     wrong_by='critique', row_hash='0'*12,
                      steps=review.steps_of(kw.get('rollout', 'It is 5.\n\\boxed{5}'))), **kw)
 
 
@@ -63,8 +73,10 @@ def watched(browser):
     page = context.new_page()
     page.seen, page.refused = [], set()
     page.on('dialog', lambda d: (page.seen.append(f'dialog {d.message}'), d.dismiss()))
-    page.on('request', lambda r: page.seen.append(f'request {r.url}') if not r.url.startswith(('file:', 'data:,', 'blob:')) else None)
-    page.on('requestfailed', lambda r: page.refused.add(f'request {r.url}') if r.failure == 'csp' else None)  # stopped before it left
+    page.on('request', lambda r: page.seen.append(f'request {r.url}')
+            if not r.url.startswith(('file:', 'data:,', 'blob:')) else None)
+    # stopped before it left
+    page.on('requestfailed', lambda r: page.refused.add(f'request {r.url}') if r.failure == 'csp' else None)
     page.on('pageerror', lambda e: page.seen.append(f'error {e}'))
     page.on('framenavigated', lambda f: page.seen.append(f'frame {f.url}') if f.parent_frame else None)
     yield page
@@ -77,7 +89,8 @@ def assert_nothing_ran(page):
     assert page.evaluate('window.pwned') is None
     elements = ','.join(f'.mcft-row {e}' for e in 'img script svg iframe a style object link base'.split())
     assert page.evaluate('s => document.querySelectorAll(s).length', elements) == 0
-    assert page.evaluate("[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()).filter(n => n.startsWith('on'))") == []
+    assert page.evaluate("[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()).filter(n => "
+                         "n.startsWith('on'))") == []
 
 
 def visible(text: str) -> str:
@@ -96,11 +109,13 @@ def test_hostile_text_is_shown_in_the_page_and_does_not_run(watched, tmp_path):
         shown = watched.locator('article').nth(i)
         assert shown.is_visible()
         squeezed = ''.join(shown.locator('.mcft-row').inner_text().split())
-        if '$' not in row['critique'] and 'boxed' not in row['critique']: assert squeezed.count(visible(row['critique'])) >= 5, row['critique']
+        if '$' not in row['critique'] and 'boxed' not in row['critique']:
+            assert squeezed.count(visible(row['critique'])) >= 5, row['critique']
         assert shown.get_attribute('data-id') == row['id'].replace('\x00', '\ufffd')
         field = shown.locator('textarea[name=critique]').evaluate('e => e.value')
         assert field == row['critique'].replace('\x00', '\ufffd')
-    watched.evaluate("document.querySelectorAll('*').forEach(e => ['mouseover', 'focus', 'load', 'error'].forEach(n => e.dispatchEvent(new Event(n))))")
+    watched.evaluate("document.querySelectorAll('*').forEach(e => ['mouseover', 'focus', 'load', 'error'].forEach(n => "
+                     "e.dispatchEvent(new Event(n))))")
     assert_nothing_ran(watched)
 
 
@@ -108,11 +123,13 @@ def test_hostile_text_is_shown_in_the_page_and_does_not_run(watched, tmp_path):
 def test_the_browser_itself_would_refuse_markup_that_slipped_through(watched, tmp_path):
     "The second wall: the policy, with the escaping taken away."
     path = review.review_page([harmless(critique='HERE')], tmp_path/'review.html')
-    path.write_text(path.read_text().replace('HERE', HOSTILE['script'] + HOSTILE['image'] + HOSTILE['style'] + HOSTILE['frames']))
+    path.write_text(path.read_text().replace('HERE', HOSTILE['script'] + HOSTILE['image'] + HOSTILE['style']
+                                             + HOSTILE['frames']))
     watched.goto(path.as_uri())
     watched.wait_for_timeout(300)
     assert watched.evaluate('window.pwned') is None
-    assert watched.refused and [s for s in watched.seen if s.startswith(('dialog', 'request')) and s not in watched.refused] == []
+    assert watched.refused and [s for s in watched.seen if s.startswith(('dialog', 'request'))
+                                and s not in watched.refused] == []
 
 
 @needs_browser
@@ -121,12 +138,14 @@ def test_hostile_text_is_shown_in_the_widget_and_does_not_run(watched, tmp_path)
     import ipywidgets
     rows = hostile_rows()
     widget = review.ReviewWidget(rows, tmp_path/'decisions.jsonl', HOSTILE['image'])
-    kinds = lambda w: [w, *(k for c in getattr(w, 'children', ()) for k in kinds(c))]
+    def kinds(w):
+        return [w, *(k for c in getattr(w, 'children', ()) for k in kinds(c))]
     raw = [w for w in kinds(widget.box) if isinstance(w, ipywidgets.HTML)]
     assert raw == [widget.view] and not any(getattr(w, 'description_allow_html', False) for w in kinds(widget.box))
     watched.set_content('<body></body>')
     for i in range(len(rows)):
-        watched.evaluate('h => { const d = document.createElement("div"); document.body.append(d); d.innerHTML = h; }', widget.view.value)
+        watched.evaluate('h => { const d = document.createElement("div"); document.body.append(d); d.innerHTML = h; }',
+                         widget.view.value)
         widget.buttons['next'].click()
     watched.evaluate("document.querySelectorAll('body > div > style').forEach(e => e.remove())")
     assert watched.locator('.mcft-row').count() == len(rows)
@@ -140,16 +159,19 @@ def test_hostile_text_is_shown_in_the_docs_and_does_not_run(watched, tmp_path):
     "A page of the site with model text as printed, as a table and as a row to review."
     import pandas as pd
     row = hostile_rows()[-1]
-    html = lambda text: nbformat.v4.new_output('execute_result', data={'text/html': text, 'text/plain': ''})
+    def html(text):
+        return nbformat.v4.new_output('execute_result', data={'text/html': text, 'text/plain': ''})
     critiques = pd.DataFrame([row])[['id', 'critique']]
     nb = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_markdown_cell('# Page'),
-        nbformat.v4.new_code_cell('print(critique)', outputs=[nbformat.v4.new_output('stream', name='stdout', text=row['critique'])]),
+        nbformat.v4.new_code_cell('print(critique)',
+                                  outputs=[nbformat.v4.new_output('stream', name='stdout', text=row['critique'])]),
         nbformat.v4.new_code_cell('table', outputs=[html(critiques.to_html())]),
         nbformat.v4.new_code_cell('row', outputs=[html(f'<style>{review.STYLE}</style>{review.row_html(row)}')])])
     (tmp_path/'site').mkdir()
     nbformat.write(nb, tmp_path/'site'/'index.ipynb')
-    command = [sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-c', str(ROOT/'docs'), str(tmp_path/'site'), str(tmp_path/'out')]
+    command = [sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-c', str(ROOT/'docs'), str(tmp_path/'site'),
+               str(tmp_path/'out')]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     watched.goto((tmp_path/'out'/'index.html').as_uri())
@@ -168,7 +190,8 @@ def test_decisions_from_the_keyboard_to_the_reviewed_set(watched, tmp_path):
     path = review.review_page(rows, tmp_path/'review.html')
     watched.goto(path.as_uri())
     watched.keyboard.press('k')
-    assert 'Your name first' in watched.locator('.says').inner_text() and watched.locator('.count').inner_text() == '0 of 4 decided'
+    assert 'Your name first' in watched.locator('.says').inner_text()
+    assert watched.locator('.count').inner_text() == '0 of 4 decided'
     watched.keyboard.type('Ada Ké')
     watched.keyboard.press('Escape')
     watched.keyboard.press('k')
@@ -183,14 +206,19 @@ def test_decisions_from_the_keyboard_to_the_reviewed_set(watched, tmp_path):
     watched.keyboard.press('ArrowLeft')
     watched.keyboard.press('k')
     watched.reload()
-    assert watched.locator('.count').inner_text() == '4 of 4 decided' and watched.locator('#who').input_value() == 'Ada Ké'
+    assert watched.locator('.count').inner_text() == '4 of 4 decided'
+    assert watched.locator('#who').input_value() == 'Ada Ké'
     with watched.expect_download() as caught: watched.keyboard.press('s')
     caught.value.save_as(tmp_path/'decisions.jsonl')
     decisions = read_rows(tmp_path/'decisions.jsonl', 'decisions')
-    assert [(d['row_id'], d['decision']) for d in decisions] == [('c.0', 'keep'), ('c.1', 'drop'), ('c.2', 'edit'), ('c.3', 'keep'), ('c.2', 'keep')]
-    assert {d['reviewer'] for d in decisions} == {'Ada Ké'} and decisions[2]['critique'] == 'Two and two is "four" — não cinco.\nkd'
+    assert [(d['row_id'], d['decision']) for d in decisions] == [('c.0', 'keep'), ('c.1', 'drop'), ('c.2', 'edit'),
+                                                                 ('c.3', 'keep'), ('c.2', 'keep')]
+    assert {d['reviewer'] for d in decisions} == {'Ada Ké'}
+    assert decisions[2]['critique'] == 'Two and two is "four" — não cinco.\nkd'
     after = review.apply_decisions(critiques, decisions[:-1], [dict(id='p', answer='4')])
-    assert [c['status'] for c in after] == ['kept', 'dropped', 'kept', 'kept'] and after[2]['critique'] == decisions[2]['critique'] and after[2]['teacher'] == 't, edited'
+    assert [c['status'] for c in after] == ['kept', 'dropped', 'kept',
+                                            'kept'] and after[2]['critique'] == decisions[2]['critique']
+    assert after[2]['teacher'] == 't, edited'
     assert watched.seen == []
 
 
@@ -232,7 +260,8 @@ def test_nothing_is_wider_than_the_window(browser, tmp_path, width, scheme):
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     colour = page.evaluate("getComputedStyle(document.querySelector('article')).backgroundColor")
     assert (sum(map(int, colour[4:-1].split(','))) < 300) == (scheme == 'dark')
-    if width == 1280: assert len({b.bounding_box()['y'] for b in page.locator('article:not([hidden]) .parts section').all()}) == 1
+    if width == 1280:
+        assert len({b.bounding_box()['y'] for b in page.locator('article:not([hidden]) .parts section').all()}) == 1
     context.close()
 
 
@@ -240,7 +269,8 @@ def test_formulas_are_bounded_in_time_and_never_raise():
     import random
     import time
     rng, t0 = random.Random(0), time.time()
-    pieces = ['<b>', '\\text{', '$', '\\href{', '\\sqrt[', ']', '\x00', '\\color{red}', '{', '}', '\\frac', '^', '_', '\\left(', '\\right)', '&', '\\\\', '\\begin{matrix}', '\\end{matrix}', 'x']
+    pieces = ['<b>', '\\text{', '$', '\\href{', '\\sqrt[', ']', '\x00', '\\color{red}', '{', '}', '\\frac', '^', '_',
+              '\\left(', '\\right)', '&', '\\\\', '\\begin{matrix}', '\\end{matrix}', 'x']
     for _ in range(1500):
         out = review.formula(''.join(rng.choice(pieces) for _ in range(rng.randint(1, 60))))
         assert '<b>' not in out.split('>', 1)[1]
@@ -250,11 +280,14 @@ def test_formulas_are_bounded_in_time_and_never_raise():
 
 
 def test_the_stage_from_files_to_the_reviewed_set(tmp_path):
-    cfg = review.ReviewConfig('data/pocket/critiques.jsonl', 'data/pocket/rollouts.jsonl', 'data/pocket/problems.jsonl.gz', 10, 0)
+    cfg = review.ReviewConfig('data/pocket/critiques.jsonl', 'data/pocket/rollouts.jsonl',
+                              'data/pocket/problems.jsonl.gz', 10, 0)
     sample, problems = review.sample_of(cfg), read_rows(cfg.problems, 'problems')
     for name, drops in (('ada', 2), ('bob', 3)):
-        write_rows(tmp_path/f'{name}.jsonl', [review.decision_row(r, name, 'drop' if i < drops else 'keep') for i, r in enumerate(sample)], 'decisions')
-    cfg = review.ReviewConfig(cfg.critiques, cfg.rollouts, cfg.problems, 10, 0, (str(tmp_path/'ada.jsonl'), str(tmp_path/'bob.jsonl')))
+        write_rows(tmp_path/f'{name}.jsonl', [review.decision_row(r, name, 'drop' if i < drops else 'keep') for i,
+                                              r in enumerate(sample)], 'decisions')
+    cfg = review.ReviewConfig(cfg.critiques, cfg.rollouts, cfg.problems, 10, 0,
+                              (str(tmp_path/'ada.jsonl'), str(tmp_path/'bob.jsonl')))
     table = review.run_review(cfg, tmp_path/'run')
     counts = dict(zip(table.step, table.rows))
     assert (counts['reviewed'], counts['kept before'] - counts['kept after'], counts['dropped by review']) == (10, 3, 3)

@@ -1,4 +1,6 @@
-"""The built site as people meet it, in Chromium: on a desk and on a phone, light and dark, by keyboard and by search; and where each table and figure comes from."""
+"""The built site as people meet it, in Chromium: on a desk and on a phone, light and dark, by keyboard and by search.
+
+And where each table and figure comes from."""
 import functools
 import http.server
 import re
@@ -18,18 +20,26 @@ BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chr
 needs_browser = pytest.mark.skipif(BROWSER is None, reason='no chromium or google-chrome on the path')
 AXE = (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
 NO_TEXT = ('search', 'genindex')  # made by Sphinx
-PAGES = sorted({*map(convert.page_name, notebooks()), *(p.stem for p in (ROOT/'docs'/'pages').glob('*.md')), *(n.lower() for n in convert.ROOT_PAGES if (ROOT/f'{n}.md').exists()),
-                *(f'example_{convert.page_name(p.name)}' for p in (ROOT/'examples').glob('[!_.]*.ipynb')), 'api', 'found', 'found_beyond', 'results', *NO_TEXT})
+PAGES = sorted({*map(convert.page_name, notebooks()), *(p.stem for p in (ROOT/'docs'/'pages').glob('*.md')),
+                *(n.lower() for n in convert.ROOT_PAGES if (ROOT/f'{n}.md').exists()),
+                *(f'example_{convert.page_name(p.name)}' for p in (ROOT/'examples').glob('[!_.]*.ipynb')), 'api',
+                'found', 'found_beyond', 'results', 'engineering', *NO_TEXT})
 DESK, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
 OUTSIDE = """() => [...document.querySelectorAll('.bd-article *')].filter(e => {
     const box = e.getBoundingClientRect()
     if (!box.width || !box.height || box.right <= innerWidth + 1) return false
-    for (let p = e.parentElement; p; p = p.parentElement) if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)) return false
+    for (let p = e.parentElement; p; p = p.parentElement)
+        if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)) return false
     return true}).slice(0, 3).map(e => e.outerHTML.slice(0, 120))"""
-REACHED = """() => [...document.querySelectorAll('pre, .nboutput > .output_area, .cell_output > .output, .jp-RenderedHTMLCommon, .pst-scrollable-table-container')].every(
+REACHED = """() => [...document.querySelectorAll('pre, .nboutput > .output_area, .cell_output > .output, \
+.jp-RenderedHTMLCommon, .pst-scrollable-table-container')].every(
     e => e.tabIndex >= 0 || (e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight))"""
-IMAGES = """() => [...document.images].filter(i => i.loading == 'lazy' ? false : !(i.complete && i.naturalWidth)).map(i => 'not loaded: ' + i.src)
-    .concat([...document.querySelectorAll('img, [role=img]:not([aria-hidden=true])')].filter(i => !(i.alt || i.getAttribute('aria-label') || i.getAttribute('aria-labelledby') || i.getAttribute('title'))).map(i => 'no text: ' + i.outerHTML.slice(0, 120)))"""
+IMAGES = """() => [...document.images].filter(i => i.loading == 'lazy' ? false : !(i.complete && i.naturalWidth))
+    .map(i => 'not loaded: ' + i.src)
+    .concat([...document.querySelectorAll('img, [role=img]:not([aria-hidden=true])')]
+        .filter(i => !(i.alt || i.getAttribute('aria-label') || i.getAttribute('aria-labelledby')
+                       || i.getAttribute('title')))
+        .map(i => 'no text: ' + i.outerHTML.slice(0, 120)))"""
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -63,9 +73,11 @@ def opened(context, address):
         page = context.new_page()
         pages.append(page)
         page.wrong = []
-        page.on('console', lambda m: page.wrong.append(f'{m.type}: {m.text}') if m.type in ('error', 'warning') else None)
+        page.on('console', lambda m: page.wrong.append(f'{m.type}: {m.text}') if m.type in ('error', 'warning')
+                else None)
         page.on('pageerror', lambda e: page.wrong.append(f'error: {e}'))
-        page.on('request', lambda r: page.wrong.append(f'outside: {r.url}') if not r.url.startswith((address, 'data:', 'blob:')) else None)
+        page.on('request', lambda r: page.wrong.append(f'outside: {r.url}')
+                if not r.url.startswith((address, 'data:', 'blob:')) else None)
         page.on('requestfailed', lambda r: page.wrong.append(f'failed: {r.url}'))
         page.on('response', lambda r: page.wrong.append(f'{r.status}: {r.url}') if r.status >= 400 else None)
         page.goto(f'{address}/{name}.html{query}', wait_until='load')
@@ -75,9 +87,11 @@ def opened(context, address):
 
 
 def violations(page, code=False, **how) -> list:  # of impact serious or critical
-    "What axe-core says about the page as it stands. The colours of code are the same everywhere and most of the work: with `code` they are looked at too."
+    """What axe-core says about the page as it stands. The colours of code are the same everywhere and most of the
+    work: with `code` they are looked at too."""
     page.evaluate('s => window.axe || (0, eval)(s)', AXE)
-    found = page.evaluate("([not, how]) => axe.run({exclude: not}, how).then(r => r.violations.map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 160), v.nodes[0].failureSummary]))",
+    found = page.evaluate("([not, how]) => axe.run({exclude: not}, how).then(r => r.violations.map(v => [v.id, "
+                          "v.impact, v.nodes.length, v.nodes[0].html.slice(0, 160), v.nodes[0].failureSummary]))",
                           [[] if code else [['.highlight']], dict(how, resultTypes=['violations'], preload=False)])
     return [v for v in found if v[1] in ('serious', 'critical')]
 
@@ -89,7 +103,8 @@ def looks_well(page, width) -> list:  # what does not
 
 
 def on_a_phone_at_night(page):
-    "A narrow screen and a dark theme, as the system asks for it; the theme's own script needs a moment to put what now scrolls into reach of the keyboard."
+    """A narrow screen and a dark theme, as the system asks for it; the theme's own script needs a moment to put what
+    now scrolls into reach of the keyboard."""
     page.set_viewport_size(PHONE)
     page.emulate_media(color_scheme='dark')
     page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
@@ -103,7 +118,8 @@ def test_every_page_is_looked_at(site):  # noqa: F811
 @needs_browser
 @pytest.mark.parametrize('name', PAGES)
 def test_page_in_the_browser(opened, name):
-    "On a desk and on a phone, light and dark: no error, nothing missing, nothing from elsewhere, nothing cut off, no serious violation of axe-core."
+    """On a desk and on a phone, light and dark: no error, nothing missing, nothing from elsewhere, nothing cut off,
+    no serious violation of axe-core."""
     page = opened(name)
     assert looks_well(page, DESK['width']) == []
     assert violations(page) == []
@@ -142,13 +158,17 @@ def test_search_finds_critique(opened):
 def test_everything_is_reached_by_tab(opened):
     "From the top of the home page each visible link and button takes the focus in turn, and shows it."
     page = opened('index')
-    reach = "e => e.matches('a[href], button, summary, input, [tabindex=\"0\"]') && e.tabIndex >= 0 && e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length"
+    reach = ("e => e.matches('a[href], button, summary, input, [tabindex=\"0\"]') && e.tabIndex >= 0 "
+             "&& e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length")
     want = page.evaluate(f"[...document.querySelectorAll('body *')].filter({reach}).length")
     seen = page.evaluate_handle('new Set()')
     for _ in range(want + 10):
         page.keyboard.press('Tab')
-        page.evaluate("s => { const e = document.activeElement; if (e !== document.body) { s.add(e); if (getComputedStyle(e).outlineStyle == 'none' && getComputedStyle(e).boxShadow == 'none') e.dataset.dull = 1 } }", seen)
-    missed = page.evaluate(f"s => [...document.querySelectorAll('body *')].filter({reach}).filter(e => !s.has(e)).map(e => e.outerHTML.slice(0, 100))", seen)
+        page.evaluate("s => { const e = document.activeElement; if (e !== document.body) { s.add(e); if "
+                      "(getComputedStyle(e).outlineStyle == 'none' && getComputedStyle(e).boxShadow == 'none') "
+                      "e.dataset.dull = 1 } }", seen)
+    missed = page.evaluate(f"s => [...document.querySelectorAll('body *')].filter({reach}).filter(e => "
+                           "!s.has(e)).map(e => e.outerHTML.slice(0, 100))", seen)
     assert want > 30 and missed == []
     assert page.evaluate("[...document.querySelectorAll('[data-dull]')].map(e => e.outerHTML.slice(0, 100))") == []
 
@@ -156,7 +176,8 @@ def test_everything_is_reached_by_tab(opened):
 @needs_browser
 def test_the_switch_of_the_theme_is_kept(opened):
     page = opened('index')
-    ground = lambda p: p.evaluate("getComputedStyle(document.body).backgroundColor")
+    def ground(p):
+        return p.evaluate("getComputedStyle(document.body).backgroundColor")
     light = ground(page)
     page.locator('button.theme-switch-button:visible').first.click()
     page.locator('button.theme-change-button[data-mode=dark]:visible').click()
@@ -176,22 +197,31 @@ def article(path) -> BeautifulSoup:
 
 def measured(table) -> bool:
     "A table whose cells hold a decimal, a percentage or a count of three digits."
-    return any(re.fullmatch(r'[-−+]?(\d+\.\d+ ?%?|\d+ ?%|\d{3,})', c.get_text(strip=True)) for c in table.find_all('td'))
+    return any(re.fullmatch(r'[-−+]?(\d+\.\d+ ?%?|\d+ ?%|\d{3,})', c.get_text(strip=True))
+               for c in table.find_all('td'))
 
 
 @pytest.mark.parametrize('name', [p for p in PAGES if p not in NO_TEXT])
 def test_every_table_and_figure_says_where_it_comes_from(site, name):  # noqa: F811
-    "Each is followed, before the next heading, by rows, cell or script, command and commit. A table of words in the prose, such as the meaning of switches, has no rows."
+    """Each is followed, before the next heading, by rows, cell or script, command and commit. A table of words in the
+    prose, such as the meaning of switches, has no rows."""
     path = SITE/f'{name}.html'
     waiting = 0
     for e in article(path).find_all(['table', 'img', 'svg', 'h1', 'h2', 'h3', 'div']):
-        prose = e.name == 'table' and name not in ('results', 'found', 'found_beyond') and not e.find_parent(class_='cell_output')
-        if prose: assert not measured(e), f'{name}: a table in the prose holds numbers: {e.get_text(" ", strip=True)[:200]}'
-        elif e.name == 'img' or e.name == 'table' or e.name == 'svg' and 'formula' not in e.get('class', []): waiting += 1
-        elif e.name.startswith('h'): assert not waiting, f'{name}: {waiting} tables or figures above "{e.get_text()}" do not say where they come from'
+        prose = e.name == 'table' and name not in ('results', 'engineering', 'found',
+                                                   'found_beyond') and not e.find_parent(class_='cell_output')
+        if prose:
+            assert not measured(e), f'{name}: a table in the prose holds numbers: {e.get_text(" ", strip=True)[:200]}'
+        elif e.name == 'img' or e.name == 'table' or e.name == 'svg' and 'formula' not in e.get('class', []):
+            waiting += 1
+        elif e.name.startswith('h'):
+            assert not waiting, (
+                f'{name}: {waiting} tables or figures above "{e.get_text()}" do not say where they come from')
         elif 'provenance' in e.get('class', []):
-            rows, text = [a['href'] for a in e.find_all('a') if a['href'].endswith(('.csv', '.jsonl', '.parquet'))], ' '.join(e.get_text(' ').split())
-            assert waiting and len(rows) == waiting or name in ('results', 'found') and len(rows) == 1, f'{name}: {text}'
+            rows, text = [a['href'] for a in e.find_all('a')
+                          if a['href'].endswith(('.csv', '.jsonl', '.parquet'))], ' '.join(e.get_text(' ').split())
+            assert waiting and len(rows) == waiting or name in ('results', 'engineering',
+                                                                'found') and len(rows) == 1, f'{name}: {text}'
             said = re.search(r'commit [0-9a-f]{7}|run at [0-9a-f]{7}|commit not recorded', text)
             assert e.find('code') and said, text
             assert any('#' in a['href'] for a in e.find_all('a')) or 'of ' not in text, text

@@ -1,4 +1,4 @@
-"""The whole workflow in its smallest size, by Snakemake: killed in the middle, resumed, complete, and idle when asked again."""
+"""The whole workflow in its smallest size: killed in the middle, resumed, complete, and idle when asked again."""
 import base64
 import csv
 import json
@@ -20,7 +20,8 @@ STAGES = '01_data', '02_critique', '03_masking', '04_train', '05_eval', '06_abla
 
 
 def command(config, run_dir, *args):
-    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--nolock', '--rerun-incomplete', '--configfile', str(config), '--config', f'run_dir={run_dir}', *args]
+    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--nolock', '--rerun-incomplete', '--configfile',
+            str(config), '--config', f'run_dir={run_dir}', *args]
 
 
 def snakemake(config, run_dir, *args):
@@ -30,7 +31,8 @@ def snakemake(config, run_dir, *args):
 
 def kill_after(path: Path, config, run_dir):
     "Start the workflow and kill it with all its processes as soon as `path` is there."
-    with subprocess.Popen(command(config, run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as p:
+    with subprocess.Popen(command(config, run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          start_new_session=True) as p:
         until = time.time() + 300
         while not path.exists() and p.poll() is None and time.time() < until: time.sleep(0.2)
         os.killpg(p.pid, signal.SIGKILL)
@@ -57,6 +59,20 @@ def test_every_stage_left_a_complete_folder(run):
         for path in infos: assert {'params', 'inputs', 'versions', 'seconds'} <= set(json.loads(path.read_text())), path
 
 
+def test_a_run_lists_every_file_it_wrote(run):
+    "What a run does not list it would never replace, nor delete."
+    for info in run.glob('**/run.json'):
+        folder = info.parent
+        listed = (folder/'.files').read_text().splitlines()
+        nested = [p.parent for p in folder.glob('*/**/run.json')]
+        found = [p for p in folder.rglob('*') if p.is_file() and not p.name.startswith('.') and p.suffix != '.ipynb'
+                 and p.parent.name != 'paid'  # what was paid for outlives its run
+                 and not any(p.is_relative_to(n) for n in nested)]
+        whole = tuple(f for f in listed if f.endswith('/'))
+        names = [p.relative_to(folder).as_posix() for p in found]
+        assert not [n for n in names if n not in listed and not n.startswith(whole)], folder
+
+
 def test_tables_have_the_columns_of_the_paper_tables(run):
     with open(run/'results'/'table2.csv', newline='') as f: rows = list(csv.DictReader(f))
     assert list(rows[0]) == ['model', 'benchmark', 'source', 'n', 'correct', 'accuracy', 'low', 'high']
@@ -81,7 +97,8 @@ def test_its_report_holds_every_figure(run):
     done = snakemake(SMOKE, run, '--report', str(page))
     assert done.returncode == 0, done.stderr[-3000:]
     text = page.read_text(encoding='utf-8')
-    assert not [p.name for p in (run/'figures').glob('*.png') if p.name not in text] and not re.search(r'<(script|link)[^>]+(src|href)="https?:', text)
+    assert not [p.name for p in (run/'figures').glob('*.png')
+                if p.name not in text] and not re.search(r'<(script|link)[^>]+(src|href)="https?:', text)
 
 
 def test_asked_again_it_does_nothing(run):
@@ -112,11 +129,13 @@ def test_base_in_shards_of_another_origin(tmp_path):
     "A local base needs neither model.safetensors nor run.json."
     base = tmp_path/'base'
     base.mkdir()
-    for name in 'config.json', 'model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors': (base/name).write_text('{}')
+    shards = [f'model-0000{k}-of-00002.safetensors' for k in (1, 2)]
+    for name in ('config.json', *shards): (base/name).write_text('{}')
     config = yaml.safe_load(SMOKE.read_text())
     for section in 'data', 'train': config[section]['model_dir'] = str(base)
     (tmp_path/'shards.yaml').write_text(yaml.safe_dump(config))
     done = snakemake(tmp_path/'shards.yaml', tmp_path/'run', '-n')
     assert done.returncode == 0 and 'model-00002-of-00002.safetensors' in done.stdout + done.stderr, done.stderr[-3000:]
-    trained = next(text for text in (done.stdout + done.stderr).split('rule evaluate:')[1:] if '05_eval/base/' not in text)
+    trained = next(text for text in (done.stdout + done.stderr).split('rule evaluate:')[1:]
+                   if '05_eval/base/' not in text)
     assert '04_train/' in trained.split('output:')[0]

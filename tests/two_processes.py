@@ -1,4 +1,6 @@
-"""What both of two processes run, started by tests/test_devices.py: `torchrun -m two_processes FOLDER`. Each check writes what it saw to a file."""
+"""What both of two processes run, started by tests/test_devices.py: `torchrun -m two_processes FOLDER`. Each check
+writes what it saw to a file."""
+
 import json, os, sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +15,28 @@ from mcft.train import LabelGuard, TrainConfig, train, use_label_head
 
 class Stop(TrainerCallback):
     "Ends both processes after the first state."
-    def on_save(self, args, state, control, **kw): raise InterruptedError
+
+    def on_save(self, args, state, control, **kw):
+        raise InterruptedError
 
 
 def tiny():
     "The same weights in each process."
     from transformers import Qwen2Config, Qwen2ForCausalLM
+
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(Qwen2Config(vocab_size=40, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,
-                                        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False))
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=40,
+            hidden_size=32,
+            num_hidden_layers=2,
+            intermediate_size=64,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+        )
+    )
 
 
 def steps(model, ids, n_items: int, scale: int) -> list[float]:
@@ -29,7 +44,7 @@ def steps(model, ids, n_items: int, scale: int) -> list[float]:
     opt, losses = torch.optim.AdamW(model.parameters(), 1e-2), []
     for _ in range(3):
         loss = model(input_ids=ids, labels=ids, num_items_in_batch=n_items).loss
-        (loss*scale).backward()
+        (loss * scale).backward()
         opt.step(), opt.zero_grad()
         losses.append(loss.item())
     return losses
@@ -40,68 +55,89 @@ def fully_sharded(folder: Path) -> dict:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
     from torch.distributed.fsdp import fully_shard
+
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
     def sharded():
         model = tiny()
         use_label_head(model)
-        for layer in model.model.layers: fully_shard(layer)
+        for layer in model.model.layers:
+            fully_shard(layer)
         return fully_shard(model)
-    rank, ids = dist.get_rank(), torch.arange(6*10).view(6, 10) % 35 + 3
-    model, plain, n = sharded(), tiny(), 6*9
+
+    rank, ids = dist.get_rank(), torch.arange(6 * 10).view(6, 10) % 35 + 3
+    model, plain, n = sharded(), tiny(), 6 * 9
     use_label_head(plain)
     mine = torch.tensor(steps(model, ids[rank::2], n, 2))
     dist.all_reduce(mine)
     alone = steps(plain, ids, n, 1)
     check_world(type('A', (), dict(num_processes=2, distributed_type='FSDP')), 2, 'fsdp2', model)
-    dcp.save(get_model_state_dict(model), checkpoint_id=str(folder/'shards'))
+    dcp.save(get_model_state_dict(model), checkpoint_id=str(folder / 'shards'))
     other = sharded()
     state = get_model_state_dict(other)
-    dcp.load(state, checkpoint_id=str(folder/'shards'))
+    dcp.load(state, checkpoint_id=str(folder / 'shards'))
     set_model_state_dict(other, state)
     a, b = (get_model_state_dict(m, options=whole) for m in (model, other))
     back = tiny()
-    if is_main(): back.load_state_dict(a)
-    return dict(found=found_strategy(None, model), losses=max(abs(x - y) for x, y in zip(mine.tolist(), alone)), same=all(torch.equal(a[k], b[k]) for k in a),
-                weights=max((a[k] - plain.state_dict()[k]).abs().max().item() for k in a) if is_main() else 0.,
-                local=sum(p.to_local().numel() for p in model.parameters()), total=sum(p.numel() for p in plain.parameters()))
+    if is_main():
+        back.load_state_dict(a)
+    return dict(
+        found=found_strategy(None, model),
+        losses=max(abs(x - y) for x, y in zip(mine.tolist(), alone)),
+        same=all(torch.equal(a[k], b[k]) for k in a),
+        weights=max((a[k] - plain.state_dict()[k]).abs().max().item() for k in a) if is_main() else 0.0,
+        local=sum(p.to_local().numel() for p in model.parameters()),
+        total=sum(p.numel() for p in plain.parameters()),
+    )
 
 
 def failure(f) -> str:
     "The error of a call."
-    try: f()
-    except (ValueError, RuntimeError, InterruptedError) as e: return f'{type(e).__name__}: {e}'
+    try:
+        f()
+    except (ValueError, RuntimeError, InterruptedError) as e:
+        return f'{type(e).__name__}: {e}'
     return 'no error'
 
 
 def spoilt_on_rank_1(cfg) -> str:
     "Labels rebuilt in one process only: its guard stops it."
     check = LabelGuard.check
-    def broken(self, ids, labels, attention, epoch): return check(self, ids, ids.copy() if not is_main() else labels, attention, epoch)
+
+    def broken(self, ids, labels, attention, epoch):
+        return check(self, ids, ids.copy() if not is_main() else labels, attention, epoch)
+
     LabelGuard.check = broken
-    try: return failure(lambda: train(cfg))
-    finally: LabelGuard.check = check
+    try:
+        return failure(lambda: train(cfg))
+    finally:
+        LabelGuard.check = check
 
 
 def main(folder: Path):
     "All checks, one after the other; the process that fails alone comes last."
-    cfg = TrainConfig(**json.loads((folder/'pair.json').read_text()))
+    cfg = TrainConfig(**json.loads((folder / 'pair.json').read_text()))
     saw = dict(stopped=failure(lambda: train(cfg, [Stop()])))
-    saw['resumed'] = train(replace(cfg, out_dir=str(folder/'single')))
-    saw['other'] = failure(lambda: train(replace(cfg, out_dir=str(folder/'single'), lr=2e-3)))
+    saw['resumed'] = train(replace(cfg, out_dir=str(folder / 'single')))
+    saw['other'] = failure(lambda: train(replace(cfg, out_dir=str(folder / 'single'), lr=2e-3)))
     saw['shards'] = fully_sharded(folder)
     os.environ['ACCELERATE_USE_FSDP'] = 'true'
-    saw['asked'] = failure(lambda: train(replace(cfg, strategy='fsdp2', out_dir=str(folder/'asked'))))
+    saw['asked'] = failure(lambda: train(replace(cfg, strategy='fsdp2', out_dir=str(folder / 'asked'))))
     del os.environ['ACCELERATE_USE_FSDP']
     if is_main():
-        (folder/'saw0.json').write_text(json.dumps(saw, default=str))
+        (folder / 'saw0.json').write_text(json.dumps(saw, default=str))
         dist.barrier()
-        failure(lambda: train(replace(cfg, mask_mode='loss', out_dir=str(folder/'spoilt'))))  # waits for the other, which is gone
+        failure(
+            lambda: train(replace(cfg, mask_mode='loss', out_dir=str(folder / 'spoilt')))
+        )  # waits for the other, which is gone
     else:
-        (folder/'saw1.json').write_text(json.dumps(saw, default=str))
+        (folder / 'saw1.json').write_text(json.dumps(saw, default=str))
         dist.barrier()
-        (folder/'guard1.txt').write_text(spoilt_on_rank_1(replace(cfg, mask_mode='loss', out_dir=str(folder/'spoilt'))))
+        (folder / 'guard1.txt').write_text(
+            spoilt_on_rank_1(replace(cfg, mask_mode='loss', out_dir=str(folder / 'spoilt')))
+        )
         os._exit(3)
 
 
-if __name__ == '__main__': main(Path(sys.argv[1]))
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))

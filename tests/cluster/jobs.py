@@ -1,4 +1,6 @@
-"""What slurm.sh cannot say in a line of shell: which processes a node has, what became of its jobs, whether two runs say the same.
+"""What slurm.sh cannot say in a line of shell.
+
+Which processes a node has, what became of its jobs, and whether two runs say the same:
 
 jobs.py crash [JOB]   kill everything that runs on the node (of one job), with kill -9
 jobs.py check RUN     rows of a run's jobs; its verdicts against those of the local run
@@ -18,7 +20,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 OUT, RESULTS = ROOT/'runs'/'slurm', ROOT/'data'/'results'
 NODE = Path(os.environ['SLURM_CONF']).parent
-CHECKS = dict(whole='every rule as a Slurm job, one GPU asked for', faults='jobs killed and cancelled, node lost twice')  # run -> what it shows
+# run -> what it shows
+CHECKS = dict(whole='every rule as a Slurm job, one GPU asked for', faults='jobs killed and cancelled, node lost twice')
 GPU_RULES = {'data', 'train', 'evaluate'}  # they get `resources` of the config
 
 
@@ -39,7 +42,8 @@ def crash(job=''):
     "kill -9: of a job its tasks alone, of a node the daemons too."
     found = list(steps(f'{job}.' if job else ''))
     tasks = [c for p in found for c in p.children(recursive=True)]
-    daemons = [] if job else [*found, *(p for p in psutil.process_iter(['name']) if p.info['name'] == 'slurmd' and Path(p.cwd()) == NODE)]
+    daemons = [] if job else [*found, *(p for p in psutil.process_iter(['name']) if p.info['name'] == 'slurmd'
+                                        and Path(p.cwd()) == NODE)]
     if job and not tasks: sys.exit(f'jobs.py: job {job} has no process to kill')
     for p in [*daemons, *tasks]:
         try: p.kill()
@@ -61,10 +65,13 @@ def job_rows(run):
     jobs = [dict(re.findall(r'(\w+)=(\S*)', line)) for line in lines('scontrol', '-o', 'show', 'jobs')]
     for j in sorted((j for j in jobs if j['JobName'].startswith(f'{run}_')), key=lambda j: int(j['JobId'])):
         rule, _, of = j['Comment'].removeprefix('rule_').partition('_wildcards_')
+        of = of.split('_', 2)[-1]  # without the folder of its stage, such as 04_train
         tries[rule, of] = tries.get((rule, of), 0) + 1
         gpus = int((re.search(r'gpu[:=](\d+)', j.get('TresPerJob', '')) or [0, 0])[1])
-        rows.append(dict(check=CHECKS[run], rule=rule, run=of, job=int(j['JobId']), attempt=tries[rule, of], state=j['JobState'], requeued=int(j['Restarts']),
-                         gpus=gpus, seconds=seconds(j['RunTime']), fault=faults.get(j['JobId'], '') if run == 'faults' else ''))
+        rows.append(dict(check=CHECKS[run], rule=rule, run=of, job=int(j['JobId']), attempt=tries[rule, of],
+                         state=j['JobState'], requeued=int(j['Restarts']),
+                         gpus=gpus, seconds=seconds(j['RunTime']), fault=faults.get(j['JobId'], '') if run == 'faults'
+                         else ''))
         if gpus: spans.append([datetime.fromisoformat(j[k]) for k in ('StartTime', 'EndTime')])
     return rows, spans
 
@@ -94,23 +101,33 @@ def check(run):
     rows, spans = job_rows(run)
     last = {(r['rule'], r['run']): r['state'] for r in rows}
     equal, verdicts = same_verdicts(run)
-    row = dict(check=CHECKS[run], tasks=len(last), jobs=len(rows), completed=sum(r['state'] == 'COMPLETED' for r in rows),
-               **{s.lower(): sum(r['state'] == s for r in rows) for s in ('FAILED', 'CANCELLED', 'NODE_FAIL')}, requeued=sum(r['requeued'] for r in rows),
-               tasks_complete=sum(s == 'COMPLETED' for s in last.values()), gpu_jobs=len(spans), gpu_jobs_at_once=at_once(spans),
+    row = dict(check=CHECKS[run], tasks=len(last), jobs=len(rows),
+               completed=sum(r['state'] == 'COMPLETED' for r in rows),
+               **{s.lower(): sum(r['state'] == s for r in rows) for s in ('FAILED', 'CANCELLED', 'NODE_FAIL')},
+               requeued=sum(r['requeued'] for r in rows),
+               tasks_complete=sum(s == 'COMPLETED' for s in last.values()), gpu_jobs=len(spans),
+               gpu_jobs_at_once=at_once(spans),
                verdicts=verdicts, verdicts_equal=equal, seconds=int((OUT/f'{run}.seconds').read_text()))
-    for r in rows: print('  {job:>4} {rule:<10}{run:<14} attempt {attempt}  {state:<10} requeued {requeued}  gpus {gpus}  {seconds:>4} s  {fault}'.format(**r))
+    for r in rows:
+        print('  {job:>4} {rule:<10}{run:<14} attempt {attempt}  {state:<10} requeued {requeued}  gpus {gpus}  '
+              '{seconds:>4} s  {fault}'.format(**r))
     print(f'  {equal} of {verdicts} verdict rows equal those of the local run, byte for byte')
     save(OUT/f'{run}_jobs.csv', rows)
     save(OUT/f'{run}_check.csv', [row])
     wrong = []
-    if row['tasks_complete'] != row['tasks']: wrong.append(f'not complete: {[k for k, s in last.items() if s != "COMPLETED"]}')
-    if not verdicts or equal != verdicts: wrong.append(f'{verdicts - equal} of {verdicts} verdict rows differ from the local run')
-    if run == 'whole' and {r['rule'] for r in rows if r['gpus']} != GPU_RULES: wrong.append(f'a GPU went to {sorted({r["rule"] for r in rows if r["gpus"]})}, not to {sorted(GPU_RULES)}')
+    if row['tasks_complete'] != row['tasks']:
+        wrong.append(f'not complete: {[k for k, s in last.items() if s != "COMPLETED"]}')
+    if not verdicts or equal != verdicts:
+        wrong.append(f'{verdicts - equal} of {verdicts} verdict rows differ from the local run')
+    if run == 'whole' and {r['rule'] for r in rows if r['gpus']} != GPU_RULES:
+        wrong.append(f'a GPU went to {sorted({r["rule"] for r in rows if r["gpus"]})}, not to {sorted(GPU_RULES)}')
     if row['gpu_jobs_at_once'] > 1: wrong.append(f'{row["gpu_jobs_at_once"]} jobs held the one GPU')
     if run == 'faults':
         ends = {r['fault']: (r['state'], r['requeued']) for r in rows if r['fault']}
-        if sorted(s for s, _ in ends.values()) != ['CANCELLED', 'COMPLETED', 'FAILED', 'NODE_FAIL']: wrong.append(f'the disturbed jobs ended otherwise than meant: {ends}')
-        if not any(s == 'COMPLETED' and n for s, n in ends.values()): wrong.append(f'no disturbed job was requeued: {ends}')
+        if sorted(s for s, _ in ends.values()) != ['CANCELLED', 'COMPLETED', 'FAILED', 'NODE_FAIL']:
+            wrong.append(f'the disturbed jobs ended otherwise than meant: {ends}')
+        if not any(s == 'COMPLETED' and n for s, n in ends.values()):
+            wrong.append(f'no disturbed job was requeued: {ends}')
     if wrong: sys.exit('jobs.py: ' + '; '.join(wrong))
 
 
@@ -118,8 +135,10 @@ def report():
     "Every figure of the run called whole stands in the report, whole."
     page, figures = (OUT/'report.html').read_text(encoding='utf-8'), sorted((OUT/'whole'/'figures').glob('*.png'))
     lacking = [p.name for p in figures if base64.b64encode(p.read_bytes()).decode() not in page]
-    if lacking or not figures: sys.exit(f'jobs.py: runs/slurm/report.html lacks {lacking or "all figures: none was drawn"}')
-    print(f'  {len(figures)} of {len(figures)} figures are in the report ({len(page)/1e6:.1f} MB): {", ".join(p.stem for p in figures)}')
+    if lacking or not figures:
+        sys.exit(f'jobs.py: runs/slurm/report.html lacks {lacking or "all figures: none was drawn"}')
+    print(f'  {len(figures)} of {len(figures)} figures are in the report ({len(page)/1e6:.1f} MB): '
+          f'{", ".join(p.stem for p in figures)}')
     rows = list(csv.DictReader(open(OUT/'whole_check.csv')))
     save(OUT/'whole_check.csv', [{**rows[0], 'figures_in_report': len(figures)}])
 
@@ -127,7 +146,8 @@ def report():
 def write():
     "The rows of both runs into data/results."
     RESULTS.mkdir(parents=True, exist_ok=True)
-    read = lambda name: [r for run in CHECKS for r in csv.DictReader(open(OUT/f'{run}_{name}.csv'))]
+    def read(name):
+        return [r for run in CHECKS for r in csv.DictReader(open(OUT/f'{run}_{name}.csv'))]
     save(RESULTS/'slurm_jobs.csv', read('jobs'))
     checks = read('check')
     save(RESULTS/'slurm.csv', [{**dict.fromkeys(checks[0], ''), **r} for r in checks])

@@ -161,10 +161,10 @@ tool check whole
 
 say "faults: the same, disturbed"
 began=$SECONDS; on_slurm faults & workflow=$!
-disturb "its processes killed with -9" data 01_data 01_data kill_job
-disturb "node lost; job not to be requeued" critique 02_critique 02_critique lose_job_for_good
-disturb "scancel" train_wildcards_mcft-0.20-s0 04_train/mcft-0.20-s0 04_train cancel_job
-disturb "node lost; job requeued by Slurm" evaluate_wildcards_mcft-0.20-s0 05_eval/mcft-0.20-s0 05_eval lose_job_for_now
+disturb "its processes killed with -9" data_wildcards_01_data 01_data 01_data kill_job
+disturb "node lost; job not to be requeued" critique_wildcards_02_critique 02_critique 02_critique lose_job_for_good
+disturb "scancel" train_wildcards_04_train_mcft-0.20-s0 04_train/mcft-0.20-s0 04_train cancel_job
+disturb "node lost; job requeued by Slurm" evaluate_wildcards_05_eval_mcft-0.20-s0 05_eval/mcft-0.20-s0 05_eval lose_job_for_now
 wait "$workflow" && status=0 || status=$?
 workflow=
 ended faults $status $began

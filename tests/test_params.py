@@ -1,0 +1,84 @@
+"""Malformed parameters of every notebook: each is refused by name before anything happens.
+
+And a parameters cell says what its classes say."""
+import json, math, random, re
+from importlib import import_module
+import pytest
+from fastcore.test import test_fail as fails
+from mcft.core import repo_root
+from mcft.params import ParameterError, _assigned, _notebook_classes, read_params, sync_cell
+
+BOOKS = sorted(p for p in (repo_root()/'nbs').rglob('*.ipynb') if '"parameters"' in p.read_text())
+N_CASES = 300
+# What a person may write by mistake, by the type that the cell names. None of it is a value of that type.
+WRONG = dict(
+    bool=['false', 'no', 'True', 'abc', 0, 1, 2.5, None, [], {}],
+    int=['3', 'many', '', 2.5, math.inf, math.nan, True, [3], {}, 10**12, -10**12],
+    float=['1e-4', 'high', '', math.inf, -math.inf, math.nan, True, [0.5], {}, 10**15, -10**15],
+    str=[123, 1.5, True, None, ['a'], {}, 'a\0b'],
+    list=['chain', 3, True, None, {'a': 1}, [None], [[]], [{}]],
+    dict=['{}', 3, True, None, ['a']],
+)
+
+
+def read(path):
+    "The notebook's classes and the values of its parameters cell."
+    cells = json.loads(path.read_text())['cells']
+    at = next(i for i, c in enumerate(cells) if 'parameters' in c['metadata'].get('tags', []))
+    exported = next(m[1] for c in cells if (m := re.match(r'#\|\s*default_exp\s+(\S+)', ''.join(c['source']))))
+    module = import_module(f'mcft.{exported}')
+    source = ''.join(cells[at]['source'])
+    kinds = dict(re.findall(r'^(\w+): (\w+) =', source, re.M))
+    values = {name: eval(text, {}) for name, text in _assigned(source).items()}  # our own committed source
+    return [getattr(module, n) for n in _notebook_classes(cells[at:])], values, kinds
+
+
+def cases():
+    "Seeded: every parameter once, then at random until there are enough."
+    rng, made = random.Random(0), []
+    known = [(path, name, kind) for path in BOOKS for name, kind in read(path)[2].items() if kind in WRONG]
+    for path, name, kind in known + rng.choices(known, k=max(0, N_CASES - len(known))):
+        classes, values, _ = read(path)
+        allowed_none = values[name] is None
+        bad = rng.choice([v for v in WRONG[kind] if not (v is None and allowed_none)])
+        made.append((path, name, bad))
+    return made
+
+
+def test_there_are_enough_cases():
+    assert len(cases()) >= 250 and len({path for path, *_ in cases()}) == len(BOOKS)
+
+
+@pytest.mark.parametrize('path', BOOKS, ids=lambda p: p.stem)
+def test_malformed_parameters_are_refused_by_name(path):
+    classes, values, kinds = read(path)
+    assert set(values) == {f for c in classes
+                           for f in c.__dataclass_fields__}, 'the classes and the parameters cell have different names'
+    unclear, accepted = [], []
+    for _, name, bad in (c for c in cases() if c[0] == path):
+        try: read_params(*classes, scope=values | {name: bad})
+        except ParameterError as e:
+            if not str(e).startswith(f'{name} is') or 'expected' not in str(e): unclear.append((name, bad, str(e)))
+        except Exception as e: unclear.append((name, bad, repr(e)))
+        else: accepted.append((name, bad))
+    assert not unclear and not accepted
+
+
+@pytest.mark.parametrize('path', BOOKS, ids=lambda p: p.stem)
+def test_the_values_of_the_cell_are_accepted(path):
+    classes, values, _ = read(path)
+    read_params(*classes, scope=values)
+
+
+@pytest.mark.parametrize('path', BOOKS, ids=lambda p: p.stem)
+def test_the_parameters_cell_says_what_its_classes_say(path):
+    assert not sync_cell(path, write=False), (
+        f'run python -m mcft.params: the parameters cell of {path.name} differs from its classes')
+
+
+@pytest.mark.parametrize('path', BOOKS, ids=lambda p: p.stem)
+def test_a_misspelt_name_is_refused(path):
+    classes, values, _ = read(path)
+    name = next(iter(values))
+    fails(lambda: read_params(*classes, scope=values | {'In': ['', f'# Parameters\n{name}s = 3\n']}),
+          contains=f"did you mean {name!r}?")
