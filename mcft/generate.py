@@ -22,8 +22,8 @@ from typing import Literal, Protocol, runtime_checkable
 from .core import progress, resolve, sha256_file, stable_seed
 from .endpoint import (check_address, check_key_env, check_names, finish_reason, message_parts, read_key, redact,
                            request_fields, server_words, settings_hint, status_words, token_counts)
-from .models import (chat_prompt, check_vocabulary, find_checkpoint, load_model, load_tokenizer, loadable,
-                         prompt_ids, thought_opener, whole_response)
+from .models import (chat_prompt, check_system, check_vocabulary, find_checkpoint, load_model, load_tokenizer,
+                         loadable, prompt_ids, thought_opener, whole_response)
 from .params import (Count, Name, ParameterError, Positive, PositiveFraction, Seed, Size, Temperature, Text,
                          parameters)
 
@@ -385,6 +385,7 @@ class TransformersBackend:
     ): # yields lists of rows
         "Answer in batches of prompts of like length."
         asked = [as_prompt(p) for p in prompts]
+        for system in {p.system for p in asked}: check_system(self.tok, system) # before the weights are read
         yield from generate(self.model, self.tok, asked, sampling, batch_size, skip, desc, done)
 
 def _hub_commit(name: str, revision: str) -> str: # of what is found; else what was asked for
