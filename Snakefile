@@ -2,13 +2,16 @@
 #   snakemake --cores 2 --configfile configs/pocket.yaml           everything: problems to tables, figures and the page of results
 #   snakemake --cores 2 --configfile configs/pocket.yaml lr        the search for learning rates on the dev split
 #   snakemake --cores 2 --configfile configs/ablation.yaml pilot   the runs that the power calculation rests on
+#   snakemake --cores 2 --configfile configs/school.yaml --config 'only={arms: [cft], seeds: [0]}'   some runs of a grid, without its page
 #   snakemake --profile configs/slurm --configfile configs/pocket.yaml   everything, each job sent to a Slurm cluster
 #   snakemake --cores 1 --configfile configs/pocket.yaml --report report.html   what a finished run did, with its figures
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
-import os, re
+import os, re, sys
 from mcft.compare import save_rows
 from mcft.core import write_if_changed
-from mcft.grid import REPORTS, check_grid, check_rates, jobs, models, probed, read_grid, run_job, search_scores
+from mcft.costs import expected_text
+from mcft.grid import REPORTS, check_grid, check_kept, check_rates, drop_weights, jobs, models, read_grid, run_job
+from mcft.grid import search_scores, to_run
 from mcft.report import verdicts_of
 
 FILE = os.path.relpath(workflow.configfiles[0]) if workflow.configfiles else "configs/pocket.yaml"
@@ -18,15 +21,30 @@ LAST = [job for job in JOBS.values() if job.section in REPORTS]  # what reads al
 
 
 def scored(what):
-    "The finished evaluations of the grid, the pilot or the search."
+    "The finished evaluations of the pilot or the search."
     return [f"{RUN}/{m.score}/run.json" for m in models(CONFIG, what)]
 
 
 def wanted(wildcards):
-    "Tables, figures, costs; without a report the evaluations and probes. An arm without a learning rate stops here, before anything runs."
+    "Tables, figures, costs; without a report, or for some arms or seeds `only`, the evaluations and probes. An arm without a learning rate stops here, before anything runs."
     check_rates(CONFIG)
-    probes = [f for name in probed(CONFIG) for f in JOBS[name].makes]
-    return [f for job in LAST for f in job.makes] or scored("grid") + probes
+    check_kept(CONFIG)
+    runs = [f"{RUN}/{name}/run.json" for name in to_run(CONFIG)]
+    return runs if CONFIG["only"] else [f for job in LAST for f in job.makes] or runs
+
+
+onstart:
+    from mcft.preflight import check_run # torch is loaded once, and not again for each job
+    check_run(CONFIG, FILE, workflow.non_local_exec)
+    print(expected_text(CONFIG, workflow.cores or 1), file=sys.stderr)
+
+
+onsuccess:
+    drop_weights(CONFIG, JOBS)
+
+
+onerror:
+    drop_weights(CONFIG, JOBS)
 
 
 rule all:
@@ -63,6 +81,7 @@ for section in dict.fromkeys(job.section for job in JOBS.values() if job.section
         resources:
             **(CONFIG["resources"] if any(job.loads for job in OWN) else {}),
         run:
+            drop_weights(CONFIG, JOBS)  # of models that nothing waits for any more
             run_job(JOBS[wildcards.job], RUN)
 
 

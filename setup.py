@@ -55,7 +55,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=lines('requirements'),
     extras_require=extras(),
-    package_data={cfg['lib_path']: ['py.typed']},
+    package_data={cfg['lib_path']: ['py.typed', '*.css', '*.js']},
     cmdclass={'build_py': WithFiles},
     zip_safe=False,
 )

@@ -19,11 +19,18 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT/'_proc'/'sphinx'
 SITE, OUT = WORK/'site', ROOT/'_docs'
 FOUND = {  # pages of docs/ that runs write: section -> the rows of its table
+    'found_school': {'Gate 0: do the critiques tell the student anything?': 'school_gate', 'Masking': 'school_power',
+                     'Planned contrasts': 'school_families', "In the layout of the paper's tables": 'school_arms',
+                     'Form and skill': 'school_forms', 'What the probes say': 'school_probe'},
     'found': {'Planned contrasts': 'contrasts', 'Exploratory contrasts': 'contrasts',
-              'What each arm trained on': 'ablation_runs'},
+              'By benchmark': 'contrasts_by_benchmark', 'What each arm trained on': 'ablation_runs'},
+    'found_factorial': {'Planned contrasts': 'factorial_contrasts', 'By benchmark': 'factorial_benchmarks',
+                        'Endpoints': 'endpoints', 'Exploratory contrasts': 'factorial_contrasts',
+                        'What each arm trained on': 'factorial_runs'},
     'found_beyond': {'The stages of Phi-4-Mini-Reasoning': 'beyond_stages', 'Planned contrasts': 'beyond_contrasts',
                      'Exploratory contrasts': 'beyond_contrasts', 'What each run was given': 'beyond_runs'}}
-GUIDES = ('howto_model', 'howto_arm', 'howto_mask_unit', 'howto_continue', 'howto_teacher',
+FOUND = {name: rows for name, rows in FOUND.items() if (ROOT/'docs'/f'{name}.md').exists()}  # others are to come
+GUIDES = ('howto_model', 'howto_arm', 'howto_mask_unit', 'howto_continue', 'howto_teacher', 'howto_paper',
           'howto_benchmark', 'howto_cluster')
 TOC = """
 

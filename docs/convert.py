@@ -44,7 +44,7 @@ def fix_links(
     md = re.sub(r'(\]\(|src=")(?:\.\./)+', r'\1', md)
     md = re.sub(r'\]\((?:\w+/)*?((?:examples/)?[\w.]+\.ipynb)(#[^)\s]*)?\)',
                 lambda m: f"]({pages[m[1]]}.ipynb{m[2] or ''})" if m[1] in pages else m[0], md)
-    md = re.sub(r'\]\(docs/(?:pages/)?(\w+\.md)', r'](\1', md)
+    md = re.sub(r'\]\((?:docs/)?(?:pages/)?(\w+\.md)', r'](\1', md)
     return re.sub(rf"\]\(({'|'.join(ROOT_PAGES)})\.md", lambda m: f'](' + m[1].lower() + '.md', md)
 
 
@@ -78,12 +78,14 @@ def link_symbols(
     symbols: dict,  # name -> module, for names that one module alone exports
     pages: dict,  # notebook file name -> page name
 ) -> str:
-    "`name` or `NN_notebook` in backticks links to its page; fenced code, headings and existing links stay as they are."
+    """`name` or `NN_notebook` in backticks links to its page; plain lower-case words, fenced code, headings and
+    existing links stay as they are."""
     def one(m):
         if m[1][0].isdigit() and f'{m[1]}.ipynb' in pages: return f"[`{m[1]}`]({pages[f'{m[1]}.ipynb']}.ipynb)"
         name = m[1].removesuffix('()').rsplit('.', 1)[-1]
         module = symbols.get(name)
         known = module and m[1].removesuffix('()') in (name, f'{module}.{name}', f'mcft.{module}.{name}')
+        known = known and not (m[1].isalpha() and m[1].islower())  # `labels` is a column, `words` an arm
         return f'[`{m[1]}`](#{module}.{name})' if known else m[0]
     out, fenced = [], False
     for line in md.split('\n'):

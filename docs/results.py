@@ -25,13 +25,13 @@ How fast the library is against named peers, what it survives, and what a newcom
 method; each table names the command that measures it again.
 """
 HEADS = dict(results=HEAD, engineering=ENGINEERING)
-MEASURED = ('benchmarks', 'faults', 'funnel_faults', 'gpu', 'measured_runs', 'notebook_times', 'packaging', 'reruns',
-            'slurm', 'slurm_jobs', 'teacher_counts')  # rows of the page on engineering
+MEASURED = ('benchmarks', 'engines', 'faults', 'funnel_faults', 'gpu', 'measured_runs', 'notebook_times', 'packaging',
+            'reruns', 'slurm', 'slurm_jobs', 'teacher_counts', 'where_run')  # rows of the page on engineering
 MAX_ROWS = 60  # longer tables are linked, not printed
 PROSE_ROWS = dict(findings='contrasts_pocket.csv')  # sentences -> the rows that a table among them shows
 
 
-ELSEWHERE = 'audit', 'ablation_', 'paper_'  # figures and tables of other pages begin so
+ELSEWHERE = 'audit', 'ablation_', 'factorial', 'paper_'  # figures and tables of other pages begin so
 CELL = 'A cell is percent correct (correct answers / problems) [interval].'
 SECTIONS = dict(  # file name without suffix -> title, how to read it; also the order, others follow by name
     findings=('Findings in the pocket world', ''),
@@ -47,6 +47,19 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
         'The pocket world: differences',
         'Fractions, mean over benchmarks, paired by seed; 95% t intervals over seeds.',
     ),
+    school_families=('The school world: planned contrasts',
+                     'Accuracy in fractions, log-likelihoods in nats a token; 95% intervals over problems and seeds, '
+                     '`p_adjusted` after Holm within a family, `mdd` the smallest difference seen with 80% power. '
+                     '[What a language model shows](found_school.md) reads them.'),
+    school_endpoints=('The school world: endpoints by mask rate', ''),
+    school_arms=('The school world: arms', 'Accuracy by the native chain, 95% intervals over problems and seeds.'),
+    school_forms=('The school world: form and skill',
+                  'For each prompt the fraction correct, the fraction boxed, and what stands in place of a box.'),
+    school_probe=('The school world: probes', 'One row a run: nats a token, or fractions of answers.'),
+    school_power=('The school world: power',
+                  'Smallest difference (`mdd`, a fraction) seen with 80% power at the 5% level, from a pilot on dev.'),
+    school_runs=('The school world: runs', 'What each run was trained on, where its losses ended, and where it ran.'),
+    school_lr=('The school world: a second learning rate', 'Dev scores of the search, with the thought opened.'),
     school_gate=('The school world: what its student expects',
                  'Nats of each part of a training example under the student.'),
     school_hidden=('The school world: what a mask hides',
@@ -60,6 +73,23 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
         '`boot_low` and `boot_high` from the hierarchical bootstrap; `p_adjusted` after Holm, planned contrasts only. '
         '[What we found](found.md) reads them.',
     ),
+    contrasts_by_benchmark=(
+        'The experiment: differences by benchmark',
+        '`low` and `high` over problems and seeds, `seeds_low` and `seeds_high` over seeds alone, `mdd` the smallest '
+        'difference seen with 80% power by the variances found.',
+    ),
+    pocket_sensitivity=(
+        'The pocket world: what its base expects',
+        'Nats of critique tokens under the untrained base (`known`: the share below 0.05); `told_after_k` is the share '
+        'of tokens that a 20% mask hides and that stand labelled elsewhere behind the same k tokens; `base_` rows are '
+        'its greedy answers on the problems of the experiment.',
+    ),
+    factorial=('The factorial: runs', 'One row a run: where it stands in the factorial, and every endpoint.'),
+    factorial_contrasts=('The factorial: differences', 'As for the experiment.'),
+    factorial_benchmarks=('The factorial: differences by benchmark', 'As for the experiment.'),
+    factorial_endpoints=('The factorial: differences of every endpoint', 'Paired by seed; intervals over seeds.'),
+    factorial_runs=('The factorial: what each run was trained on', ''),
+    endpoints=('The factorial: endpoints', 'Of every run and set; `n` are responses, or tokens for nats.'),
     power=(
         'The experiment: power',
         'Smallest difference (`mdd`, a fraction) seen with 80% power at the 5% level, from a pilot on the dev split.',
@@ -73,7 +103,7 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     beyond_starts=('Beyond the paper: before and after DPO and GRPO', ''),
     beyond_planned=('Beyond the paper: planned differences', ''),
     beyond_curves=(
-        'Beyond the paper: pass@k and cons@k',
+        'Beyond the paper: pass@k and maj@k',
         'On dev problems, before and after GRPO, for the first seed of each initial checkpoint.',
     ),
     beyond_contrasts=(
@@ -143,6 +173,15 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     gpu=(
         'On a GPU',
         'The exact 1.5B architecture with random weights; a row says `missing` where no such device was at hand.',
+    ),
+    engines=(
+        'Engines of generation',
+        'Greedy rows in float32 that are equal to those of transformers in text, length and reason; `ratio` is tokens '
+        'a second over those of transformers in the same run.',
+    ),
+    where_run=(
+        'What has run where',
+        'Each part, the version and machine on which its test passed, and when; `missing`: not run for this table yet.',
     ),
     overlap=(
         'Questions shared by training and benchmarks',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUT', 'KINDS', 'ascii_math', 'tidy', 'split_outside', 'join_thousands', 'expression', 'agree', 'same_value',
-           'measure', 'same_quantity', 'kind', 'same', 'same_choice', 'same_words', 'same_time', 'same_base', 'region',
-           'same_region', 'same_equation', 'same_matrix', 'same_collection', 'same_answer']
+           'measure', 'same_quantity', 'kind', 'same', 'same_choice', 'same_words', 'same_time', 'same_ratio',
+           'same_base', 'region', 'same_region', 'same_equation', 'same_matrix', 'same_collection', 'same_answer']
 
 # %% ../nbs/lib/07_answers.ipynb #2062dc41
 import re, unicodedata
@@ -114,6 +114,9 @@ LAYOUT = [
     # upright text
     (_TEXT + r"\*?\s*(?=\{)", r"\\text"),
     (_TEXT + r"\s*(\d+)", r"\1"),
+    (r"\\text\{\s*(\\text\{[^{}]*\})\s*\}", r"\1"),
+    (r"\\text\{\s*([A-Za-z]\s*=\s*-?[\d.,/]+)\s*\}", r"\1"),
+    (r"\\text\{\s*([A-Za-z]+)\s*\^\s*(?:\{\s*)?(-?\d)\s*\}?\s*\}", r"\\text{\1}^{\2}"),
     (_DEGREES, r"^{\\circ}"),
     (r"(\^\{\\circ\})\s*(?:\\text\{\s*[CF]\s*\}|[CF](?![A-Za-z]))", r"\1"),
     (r"\\text\{\s*((?:[^A-Za-z{}]*|\([A-Za-z]\)|[eid])\s*)\}", r"\1"),
@@ -128,13 +131,19 @@ LAYOUT = [
     (r"(?<![A-Za-z\\{])(?:infinity|infty|inf|oo)(?![A-Za-z])|\\text\{\s*infinity\s*\}", r"\\infty "),
     (r"(?<![A-Za-z\\])C\s*\(([^(),]+),([^(),]+)\)", r"\\binom{\1}{\2}"),
     (r"(?<![A-Za-z\\])C_\{?([^{}_^]+)\}?\^\{?([^{}_^\s]+)\}?", r"\\binom{\1}{\2}"),
-    (r"(?<=\d)_(?=\d{3}(?:\D|_|$))", ","),
+    (r"(?<=\d)[_'](?=\d{3}(?:\D|_|$))", ","),
+    (r"(?<=[\w)}])(?:\*\*|\s\*\*\s)(?=[\w({\\-])", "^"),
+    (r"(?<=[\w)}])\s*\^\s*\(([^(){},]*)\)", r"^{\1}"),
+    (r"(^|\\(?:cup|in)\s*)\](?=[^\[\]()]+,[^\[\]()]+[\[\]])", r"\1("), # ]0,1[
+    (r"(^|\\(?:cup|in)\s*)([\[(][^\[\]()]+,[^\[\]()]+)\[", r"\1\2)"),
 ] # pattern, replacement
 _layout = [(re.compile(pattern), new) for pattern, new in LAYOUT]
 
 # %% ../nbs/lib/07_answers.ipynb #5a4674a6
 _token = re.compile(r"\\[A-Za-z]+|\\.|\s+|\d+|.", re.S)
-_ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\dot": 1, r"\bar": 1, r"\overline": 1, "^": 1, "_": 1}
+_ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\dot": 1, r"\bar": 1, r"\overline": 1, r"\pmod": 1,
+              "^": 1, "_": 1}
+_SCRIPTS = ("^", "_", r"\pmod") # of these a number of several digits is one argument
 
 class _Braces:
     "One answer, and where its braces close."
@@ -164,7 +173,7 @@ class _Braces:
             inner, i = self.argument(i, False)
             return (f"({inner})" if name == r"\text" and "\\" in inner else f"{name}{{{inner}}}"), i
         for _ in range(_ARGUMENTS.get(name, 0)):
-            inner, i = self.argument(i, name in "^_")
+            inner, i = self.argument(i, name in _SCRIPTS)
             text += f"{{{inner}}}"
         return text, i
 
@@ -416,7 +425,7 @@ def same_quantity(
     a: str, # tidy answer: one expression, with or without a unit
     g: str, # tidy gold: the same
 ) -> bool: # an error where either is no expression
-    "Equal values in units that do not contradict each other."
+    "Compare values whose units do not contradict each other."
     from sympy import Rational
     letters = not re.search(r"[A-Za-z]", re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", "", g))
     (x, unit_x, scale_x), (y, unit_y, scale_y) = measure(a, letters), measure(g, False)
@@ -434,7 +443,7 @@ KINDS = [] # functions (answer, gold) -> True, False or None, in the order in wh
 def kind(
     f, # function of two tidy answers
 ):
-    "Decorator: ask this function after those that are defined above it."
+    "Register a comparison; it is tried after those defined above it."
     KINDS.append(f)
     return f
 
@@ -464,7 +473,7 @@ def same_choice(
     a: str, # tidy answer: any text; a letter from A to J may lead it
     g: str, # tidy gold: the same
 ) -> bool|None: # None: no letter leads either, or the letter decides nothing
-    "Equal letters, or an answer after its letter."
+    "Compare letters of choices, or an answer after its letter."
     got, want = _choice(a), _choice(g)
     if got and want: return got[0] == want[0]
     if want and not want[1]: return True if "(" in g and a.upper() == want[0] else None
@@ -483,29 +492,42 @@ def same_words(
     a: str, # tidy answer: any text
     g: str, # tidy gold: any text
 ) -> bool|None: # None: the gold is no words, or they decide nothing
-    "Equal words."
+    "Compare words."
     if not re.fullmatch(r"(?:\d+\s*)?\\text\{[^{}]*[A-Za-z]{2}[^{}]*\}|(?:[A-Za-z]{3,}[\s.,-]{0,3})+", g): return None
     got, want = _words(a), _words(g)
     if got == want or (_MONTHS & set(want) and sorted(got) == sorted(want)): return True
     return False if re.fullmatch(r"\\text\{[^{}\d]*\}", g) else None
 
 # %% ../nbs/lib/07_answers.ipynb #921a9358
-_time = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*(?:([ap])\.?\s*m\.?)?")
+_time = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*(?:([ap])\.?\s*m\.?)?|(\d{1,2})\s*([ap])\.?\s*m\.?")
 
 def _clock(s: str) -> tuple[int, bool]|None: # (second of the day, whether the half of the day is named)
     if not (m := _time.fullmatch(_untext(s).strip().casefold())): return None
-    hour = int(m[1])%12 + 12*(m[4] == "p") if m[4] else int(m[1])
-    return hour*3600 + int(m[2])*60 + int(m[3] or 0), bool(m[4]) or hour > 12
+    hour, half = int(m[1] or m[5]), m[4] or m[6]
+    if half: hour = hour%12 + 12*(half == "p")
+    return hour*3600 + int(m[2] or 0)*60 + int(m[3] or 0), bool(half) or hour > 12
 
 @kind
 def same_time(
-    a: str, # tidy answer: any text; a time is h:mm or h:mm:ss, with or without a.m. or p.m.
+    a: str, # tidy answer: any text; a time is h:mm or h:mm:ss, with or without a.m. or p.m., or h with one of them
     g: str, # tidy gold: the same
 ) -> bool|None: # None: either is no time
-    "The same time of the day."
+    "Compare times of day."
     got, want = _clock(a), _clock(g)
     if not got or not want: return None
     return got[0] == want[0] or got[1] != want[1] and (got[0] - want[0])%(12*3600) == 0
+
+# %% ../nbs/lib/07_answers.ipynb #921a9360
+@kind
+def same_ratio(
+    a: str, # tidy answer: any text; a ratio is two terms or more with colons between them
+    g: str, # tidy gold: the same
+) -> bool|None: # None: either is no ratio
+    "Ratios of as many terms; each pair of neighbours is compared as a fraction."
+    (xs, _), (ys, _) = split_outside(a, ":"), split_outside(g, ":")
+    if min(len(xs), len(ys)) < 2 or max(len(xs), len(ys)) < 3: return None
+    if len(xs) != len(ys): return False
+    return all(same(rf"\frac{{{x}}}{{{u}}}", rf"\frac{{{y}}}{{{v}}}") for x, u, y, v in zip(xs, xs[1:], ys, ys[1:]))
 
 # %% ../nbs/lib/07_answers.ipynb #2d288128
 _NUMERALS = ("zero one two three four five six seven eight nine ten "
@@ -525,7 +547,7 @@ def same_base(
     a: str, # tidy answer: any text; a number in a base is digits (0-9, A-Z) with the base as their index
     g: str, # tidy gold: the same
 ) -> bool|None: # None: no base is named, or either is no such number
-    "Equal digits in equal bases."
+    "Compare digits and bases."
     if not re.search("_|base", a + g): return None
     got, want = _based(a), _based(g)
     return got == want if got and want else None
@@ -599,7 +621,7 @@ def region(
 
 # %% ../nbs/lib/07_answers.ipynb #b6665d61
 _named_set = re.compile(rf"({_SYMBOL})\s*\\in(?![A-Za-z])\s*(.*)|([a-z])\s*(\(.*,.*\]|\[.*,.*\))", re.S)
-_REGION = r"<|>|\\(?:le|ge|ne|in|cup|setminus)(?![A-Za-z])"
+_REGION = r"<|>|\\mathbb\{R\}|\\(?:le|ge|ne|in|cup|setminus)(?![A-Za-z])"
 
 def _member(s: str) -> tuple[str, str]: # (variable, set) of "x \in set" or "t(0,4]", as a gold has it; else ("", s)
     m = _named_set.fullmatch(s)
@@ -619,7 +641,7 @@ def same_region(
     a: str, # tidy answer: any text; a region is an interval, a union, a set with a condition, or inequalities
     g: str, # tidy gold: the same
 ) -> bool|None: # None: neither is a region
-    "The same set of numbers, or the same chain of inequalities."
+    "Compare sets of numbers, or chains of inequalities."
     (name_a, set_a), (name_g, set_g) = _member(a), _member(g)
     if not re.search(_REGION, a + g) and not (name_a or name_g): return None
     if name_a and name_g and name_a != name_g: return False
@@ -675,8 +697,10 @@ def same_equation(
     a: str, # tidy answer: any text; an equation has two sides or more
     g: str, # tidy gold: the same
 ) -> bool|None: # None: neither is an equation, or either is a list of them
-    "Equal equations, or an equation that gives the value of the gold."
+    "Compare equations, or an equation with the gold that it gives."
     if any(len(_elements(s)) > 1 for s in (a, g) if not _brackets(s)[0]): return None # a list of equations
+    moduli = [re.findall(r"mod[^\w{]*(?:\}\s*)?\{?\s*(\w+)", s) for s in (a, g)]
+    if all(moduli) and moduli[0] != moduli[1]: return False
     bare, plain = (re.sub(_ASIDE, "", s).strip() for s in (a, g))
     (got, signs), (want, _) = split_outside(bare, _EQUAL), split_outside(plain, _EQUAL)
     if len(got) == len(want) == 1: return same(bare, g) if bare != a and plain == g else None
@@ -699,7 +723,7 @@ def same_matrix(
     a: str, # tidy answer: any text; a matrix is n rows of m cells, in the environment pmatrix
     g: str, # tidy gold: the same
 ) -> bool|None: # None: the gold is no matrix, or the answer neither a matrix nor a tuple
-    "Equal shape and cells; a column may be written as a tuple."
+    "Compare shape and cells; a column may be written as a tuple."
     got, want = _rows(a), _rows(g)
     if want and got is None and _brackets(a)[0] == "()": got = [[x] for x in _elements(_brackets(a)[1])]
     if got is None or want is None: return None
@@ -732,7 +756,7 @@ def same_collection(
     a: str, # tidy answer: any text; a collection is a list, tuple, set or pair with a sign, of any length
     g: str, # tidy gold: the same
 ) -> bool|None: # None: neither has brackets, commas or a sign such as \pm
-    "Equal elements in brackets that mean the same."
+    "Compare elements in brackets that mean the same."
     (kind_a, in_a), (kind_g, in_g) = _brackets(a), _brackets(g)
     xs, ys, signs = _elements(in_a), _elements(in_g), bool(re.search(_SIGN, a + g))
     if len(xs) < 2 and len(ys) < 2 and not signs: return same(in_a, in_g) if kind_a or kind_g else None

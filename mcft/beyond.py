@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'TABLES', 'KINDS', 'continuations', 'plot_continuations', 'sample_curves', 'plot_samples', 'stage_table',
-           'better', 'cost_table', 'page_names']
+           'better', 'cost_table', 'stage_steps', 'best_after', 'page_names']
 
 # %% ../nbs/10_beyond.ipynb #ec8dc67f
 import pandas as pd
-from .compare import CONTRAST_FIELDS, plot_contrasts
+from .compare import CONTRAST_FIELDS, difference, estimate, plot_contrasts
 from .core import resolve
 from .figures import look, style
 from .grid import comparisons, models
-from .report import Evidence, Kinds, ReportConfig, percent, run_report
+from .report import Evidence, Kinds, ReportConfig, percent, run_report, signed
 
 # %% ../nbs/10_beyond.ipynb #31f3b7c6
 def continuations(
@@ -69,7 +69,7 @@ def sample_curves(
 def plot_samples(
     e: Evidence, # with samples
 ): # (matplotlib figure, DataFrame of what is drawn)
-    "Draw pass@k and cons@k before (open, dashed) and after GRPO (filled), a column for each initial checkpoint."
+    "Draw pass@k and maj@k before (open, dashed) and after GRPO (filled), a column for each initial checkpoint."
     plt, _ = style()
     curves = e.collected("samples")
     d = curves[curves.model != "difference"]
@@ -80,7 +80,7 @@ def plot_samples(
         axes[0][j].set_title(a, fontsize=11)
         axes[-1][j].set_xlabel("samples")
         for i, kind in enumerate(kinds): _panel(axes[i][j], d[(d.start == a) & (d.metric == kind)], e.arms[a].look)
-    for i, kind in enumerate(kinds): axes[i][0].set_ylabel(f"{kind}@k (%)")
+    for i, kind in enumerate(kinds): axes[i][0].set_ylabel("maj@k (%)" if kind == "cons" else "pass@k (%)")
     axes[0][0].legend(fontsize=8, frameon=True)
     fig.tight_layout()
     return fig, d
@@ -135,6 +135,22 @@ def cost_table(
                                             **{c: (c, "median") for c in _COUNTED}).reset_index()
     return d.round(0).astype({c: "Int64" for c in _COUNTED}).astype(object).where(lambda d: d.notna(), "")
 
+def stage_steps(
+    e: Evidence, # whose config names `stages`
+) -> list[tuple]: # (stage, difference, low, high): against the stage before it
+    "Compare each stage with the one before, which the report's table only lists."
+    there = [s for s in e.cfg["report"]["stages"] if s in e.accuracy.index]
+    found = [(after, estimate(difference(e.rows, after, before))) for before, after in zip(there, there[1:])]
+    return [(stage, x["diff"], x["low"], x["high"]) for stage, x in found]
+
+def best_after(
+    e: Evidence, # rows of responses
+) -> tuple|None: # name, accuracy; None where plain sft is not the highest
+    "Name the best continuation, if fine-tuning on the rewrites alone ends above all of them."
+    later = e.accuracy[[a in e.arms and e.arms[a].stage in ("dpo", "grpo") for a in e.accuracy.index]].accuracy
+    if not len(later) or "sft" not in e.accuracy.index or later.max() >= e.accuracy.accuracy["sft"]: return None
+    return later.idxmax(), later.max()
+
 def page_names(
     e: Evidence, # of this grid
 ) -> dict: # name -> value
@@ -143,7 +159,11 @@ def page_names(
     def lower(first,
               second): return (e.contrasts[e.contrasts.contrast == f"{first} − {second}"].reading == "lower").any()
     stages = stage_table(e).rename(columns={"all": "mean", "n_seeds": "seeds"})
-    return dict(accuracy=accuracy, lower=lower, better=lambda first, second: better(e, first, second), stages=stages,
+    steps = stage_steps(e)
+    said = [f"{s} {signed(d)} ({signed(low)} to {signed(high)})" for s, d, low, high in steps]
+    falls = [s.removeprefix("+ ") for s, d, _, high in steps if high < 0]
+    own = dict(steps=said, falls=falls, best=best_after(e), accuracy=accuracy)
+    return dict(own, lower=lower, better=lambda first, second: better(e, first, second), stages=stages,
                 n_planned=len(comparisons(e.cfg)["planned"]), has_samples=e.has("samples"),
                 costs=cost_table(e.collected("runs")))
 

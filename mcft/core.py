@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['MODEL_FILES', 'SCHEMAS', 'repo_root', 'resolve', 'is_hub', 'model_source', 'model_files', 'run_key', 'stable_seed',
            'sha256_file', 'check_row', 'write_rows', 'write_if_changed', 'parse_row', 'stream_rows', 'read_rows',
-           'cut_torn', 'append_rows', 'short_reason', 'join_sources', 'versions', 'git_commit', 'hash_inputs', 'Run',
-           'run_info', 'check_out_dir', 'start_run', 'arm_of', 'notebook_params', 'check_params', 'without_examples',
-           'run_notebook', 'progress']
+           'cut_torn', 'append_rows', 'short_reason', 'join_sources', 'by_problem', 'cpu', 'versions', 'git_commit',
+           'hash_inputs', 'Run', 'run_info', 'check_out_dir', 'start_run', 'arm_of', 'read_arm', 'continued_arm',
+           'notebook_params', 'check_params', 'without_examples', 'run_notebook', 'progress']
 
 # %% ../nbs/lib/01_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, io, json, math, os, platform, resource, shutil, subprocess, sys, time, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Iterable, Iterator, TypeVar
 from tqdm.auto import tqdm
 
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 _HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd() # the installed package, or nbs/
 
 def repo_root() -> Path: # the folder with `settings.ini`
-    "Repository root: `MCFT_ROOT`, else the nearest parent of the working directory, else of the installed package."
+    "Find the root: `MCFT_ROOT`, else the nearest parent of the working directory, else of the installed package."
     if env := os.environ.get("MCFT_ROOT"): return Path(env).resolve()
     for start in (Path.cwd(), _HERE):
         for d in (start.resolve(), *start.resolve().parents):
@@ -35,7 +35,8 @@ def resolve(
 ) -> Path: # absolute path
     """Resolve a path from the repository root, whatever the working directory is; without a clone, from there or
     among the package's own files."""
-    path = Path(path).expanduser()
+    try: path = Path(path).expanduser()
+    except RuntimeError: raise ValueError(f"no home folder for {str(path)!r}: write the path without ~") from None
     if path.is_absolute(): return path
     try: return repo_root()/path
     except FileNotFoundError: brought = _HERE/"repo"/path
@@ -45,7 +46,7 @@ def resolve(
 def is_hub(
     name: str|Path, # folder, or "org/model"
 ) -> bool: # True: an id on a hub
-    "One slash, not begun like a path, and no such folder here."
+    "Tell whether a name is a hub id: one slash, not begun like a path, and no such folder here."
     name = str(name)
     return name.count("/") == 1 and not name.startswith(("data/", "runs/", "nbs/", "configs/", ".", "/",
                                                          "~")) and not resolve(name).exists()
@@ -54,7 +55,7 @@ def model_source(
     name: str|Path, # folder, from the repository root; or "org/model"
     what: str = "model", # what is looked for there, named in the error
 ) -> str: # what `from_pretrained` takes
-    "A folder that is there, or an id on a hub."
+    "Return a folder that exists, or an id on a hub."
     folder = resolve(name)
     if folder.is_dir(): return str(folder)
     if is_hub(name): return str(name)
@@ -67,7 +68,7 @@ MODEL_FILES = "config.json tokenizer.json tokenizer_config.json chat_template.ji
 def model_files(
     folder: str|Path, # of a local model or tokenizer
 ) -> list[Path]: # weights first; what is absent is left out
-    "The files that decide what a local model reads and writes."
+    "List the files that decide what a local model reads and writes."
     folder = resolve(folder)
     if folder.suffix == ".gguf" and folder.is_file(): return [folder]
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
@@ -78,7 +79,7 @@ def model_files(
 
 # %% ../nbs/lib/01_core.ipynb #e53aa7a2
 def _plain(x):
-    "Dataclasses and paths to what JSON can hold."
+    "Convert dataclasses and paths for JSON."
     if is_dataclass(x): return asdict(x)
     if isinstance(x, Path): return str(x)
     raise TypeError(f"{type(x).__name__} {x!r} cannot go into a run key: pass numbers, strings, lists, dicts or "
@@ -87,7 +88,7 @@ def _plain(x):
 def run_key(
     **params: Any # everything that changes the answer
 ) -> str: # 12 hex digits
-    "Short digest of the parameters; equal parameters give an equal key in any order."
+    "Compute a short digest of the parameters, which does not depend on their order."
     text = json.dumps(params, sort_keys=True, default=_plain, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -95,7 +96,7 @@ def run_key(
 def stable_seed(
     *parts: Any # strings or numbers that name a random draw
 ) -> int: # 0 .. 2**63-1
-    "A seed that depends on `parts` alone: same on every machine, in every process."
+    "Compute a seed that depends on `parts` alone and is the same on every machine and in every process."
     text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -340,20 +341,35 @@ def join_sources(
         raise ValueError(f"critique {lost[0]!r} has no rollout or no problem here: pass the files its run used")
     return [(c, by_r[c["rollout_id"]], by_p[c["problem_id"]]) for c in critiques]
 
+def by_problem(
+    rows: list[dict], # with a problem_id
+) -> dict: # problem id -> its rows, in order
+    "Group rows by their problem."
+    by = {}
+    for r in rows: by.setdefault(r["problem_id"], []).append(r)
+    return by
+
 # %% ../nbs/lib/01_core.ipynb #5ac3b2fe
 _PACKAGES = ("mcft torch transformers trl datasets accelerate tokenizers math-verify numpy scipy statsmodels pandas "
              "openai vllm").split()
 
-def versions() -> dict: # package -> version, with python and platform
-    "Versions of what can change a result; packages that are absent are left out."
+def cpu() -> str: # as the system names it
+    "Name the processor."
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+def versions() -> dict: # package -> version, with python, platform and processor
+    "Collect versions of what can change a result; absent packages are left out."
     found = {}
     for name in _PACKAGES:
         try: found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: pass
-    return dict(python=platform.python_version(), machine=platform.machine(), **found)
+    return dict(python=platform.python_version(), machine=platform.machine(), cpu=cpu(), **found)
 
 def git_commit() -> str: # 40 hex digits, with "-dirty" after local changes; "unknown" outside a git clone
-    "Commit of the working tree."
+    "Return the commit of the working tree."
     def git(*a):
         return subprocess.run(["git", "-C", str(repo_root()), *a], capture_output=True, text=True,
                               check=True).stdout.strip()
@@ -401,9 +417,13 @@ class Run:
     def claim(self, *names: str):
         """Add files (or folders, with a slash at the end) to what this run writes; raises `ValueError` where somebody
         else's file lies there."""
-        own = _claimed(self.folder) or []
+        own = _claimed(self.folder) or {}
         _refuse_foreign(self.folder, names, own)
-        _write_claims(self.folder, [*own, *names])
+        _write_claims(self.folder, own | dict.fromkeys(names, ""))
+
+    def hand_over(self):
+        "Let the processes that this one starts go on with the run."
+        _release(self.folder)
 
     def finish(self, **extra) -> dict: # what was written; `extra` = counts, scores
         "Write `run.json`, last, by rename."
@@ -411,31 +431,47 @@ class Run:
         info = dict(stage=self.stage, key=self.key, params=self.params, inputs=self.inputs, commit=git_commit(),
                     versions=versions(),
                     seconds=round(time.time()-self.t0, 1), peak_mib=round(peak), **extra)
-        own = [name for name in _claimed(self.folder) or [] if (self.folder/name).exists()]
-        _write_claims(self.folder, [*own, "run.json"])
-        tmp = self.folder/".run.json"
+        own = {name: "" for wrote in _claimed(self.folder) or {} for name in _found(self.folder, wrote)}
+        own |= {name: sha256_file(self.folder/name) for name in own if (self.folder/name).is_file()}
+        _write_claims(self.folder, own | {"run.json": ""})
+        tmp = self.folder/f".{os.getpid()}.run.json"
         tmp.write_text(json.dumps(info, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
         tmp.replace(self.folder/"run.json")
+        _release(self.folder)
         return info
 
 # %% ../nbs/lib/01_core.ipynb #1df8511b
+def _own_text(path: Path) -> str: # of a file that a run keeps for itself
+    try: return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not of a run: move it away, or choose another folder") from None
+
 def run_info(
     folder: str|Path, # a run folder
 ) -> dict|None: # contents of run.json, None if the run is not complete
-    "What a complete run says of itself."
+    "Return what a complete run says of itself."
     f = resolve(folder)/"run.json"
-    return json.loads(f.read_text(encoding="utf-8")) if f.exists() else None
+    if not f.exists(): return None
+    try: info = json.loads(_own_text(f))
+    except json.JSONDecodeError: info = None
+    if not isinstance(info, dict): raise ValueError(f"{f} is not of a run: move it away, or choose another folder")
+    return info
 
 # %% ../nbs/lib/01_core.ipynb #5c0a1d31
 def _tracked(folder: Path) -> str|None: # the first file in the folder that git tracks; None = there is none, or no git
     if not folder.is_dir(): return None
-    try: found = subprocess.run(["git", "-C", str(folder), "ls-files", "-z", "."], capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} # such as a hook's, of another clone
+    ask = ["git", "-c", "safe.directory=*", "-C", str(folder), "ls-files", "-z", "."] # a clone of another user too
+    try: found = subprocess.run(ask, capture_output=True, env=env)
     except FileNotFoundError: return None
-    return found.stdout.split("\0")[0] or None
+    return os.fsdecode(found.stdout.split(b"\0")[0]) or None
 
 def _root_or_cwd() -> Path: # of the clone; without one, the working directory
     try: return repo_root()
     except FileNotFoundError: return Path.cwd()
+
+def _is_same(a: Path, b: Path) -> bool: # also in other letter case where the disk ignores it
+    return a.resolve() == b.resolve() or a.exists() and b.exists() and a.samefile(b)
 
 def check_out_dir(
     folder: str|Path, # where a run is to write, from the repository root
@@ -445,31 +481,56 @@ def check_out_dir(
     if not str(folder).strip():
         raise ValueError(f"out_dir is {str(folder)!r}, perhaps from an unset variable: {advice}")
     path = resolve(folder)
-    if path.is_file(): raise ValueError(f"out_dir {path} is a file: {advice}")
+    nearest = next(p for p in (path, *path.parents) if p.exists())
+    if not nearest.is_dir(): raise ValueError(f"out_dir {path}: {nearest} is a file: {advice}")
+    if ".git" in path.resolve().parts: raise ValueError(f"out_dir {str(folder)!r} lies in git's own folder: {advice}")
     for what, place in (("the root of this clone", _root_or_cwd()), ("your home folder", Path.home())):
-        if place.resolve() == path.resolve(): raise ValueError(f"out_dir {str(folder)!r} is {what}: {advice}")
-        if place.resolve().is_relative_to(path.resolve()):
+        if _is_same(place, path): raise ValueError(f"out_dir {str(folder)!r} is {what}: {advice}")
+        if any(_is_same(p, path) for p in place.resolve().parents):
             raise ValueError(f"out_dir {str(folder)!r} lies above {what}: {advice}")
     if name := _tracked(path): raise ValueError(f"out_dir {str(folder)!r} holds {name}, which git tracks: {advice}")
     return path
 
 # %% ../nbs/lib/01_core.ipynb #5c0a1d32
-# what the run in the folder wrote or may have written; None = no such list
-def _claimed(folder: Path) -> list[str]|None:
+# name -> digest when the run ended, "" = none, of what the run in the folder may have written; None = no such list
+def _claimed(folder: Path) -> dict[str, str]|None:
     listed = folder/".files"
-    return listed.read_text(encoding="utf-8").splitlines() if listed.exists() else None
+    if not listed.exists(): return None
+    parts = (line.partition("\t") for line in _own_text(listed).split("\n"))
+    claims = {name: digest for name, _, digest in parts if name}
+    for path in map(PurePosixPath, claims):
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{listed} names {str(path)!r}, which is no file of this folder: choose another out_dir")
+    return claims
 
-def _write_claims(folder: Path, names: list[str]): # by rename, each name once
+def _write_claims(folder: Path, claims: dict[str, str]): # by rename
     tmp = folder/f".{os.getpid()}.files"
-    tmp.write_text("".join(f"{n}\n" for n in dict.fromkeys(names)), encoding="utf-8")
+    tmp.write_text("".join(f"{n}\t{d}\n" if d else f"{n}\n" for n, d in claims.items()), encoding="utf-8")
     tmp.replace(folder/".files")
 
+def _found(folder: Path, name: str) -> list[str]: # the name, and what is in it if it is a folder; [] = it is not there
+    path = folder/name
+    if not os.path.lexists(path): return []
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    return [name, *sorted(p.relative_to(folder).as_posix() for p in inside if p.is_symlink() or not p.is_dir())]
+
 # a file where the run would write, but not its own
-def _refuse_foreign(folder: Path, names: Iterable[str], own: list[str]):
+def _refuse_foreign(folder: Path, names: Iterable[str], own: Iterable[str]):
     for name in names:
-        if name not in own and (folder/name).exists():
+        if name not in own and os.path.lexists(folder/name):
             raise ValueError(f"{folder/name} is not of a run of this stage, which would overwrite it: move it away, or "
                              "choose another out_dir")
+
+def _refuse_changed(folder: Path, own: dict[str, str]): # what a complete run wrote, and somebody has worked on since
+    advice = "move it away, or choose another out_dir"
+    for name, digest in own.items():
+        path = folder/name
+        if not path.parent.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path} lies outside {folder}, behind a link: {advice}")
+        if digest and path.is_file() and sha256_file(path) != digest:
+            raise ValueError(f"{path} was changed after its run ended, and this run would delete it: {advice}")
+        added = [f for f in _found(folder, name) if f not in own] if (folder/"run.json").exists() else []
+        if added: raise ValueError(f"{folder/added[0]} is not of the run in {folder}, which would go: {advice}")
 
 # files, links, and folders of ours; `run.json`, which names the old run, last
 def _remove(folder: Path, names: Iterable[str]):
@@ -481,17 +542,38 @@ def _remove(folder: Path, names: Iterable[str]):
             if parent == folder or not parent.is_dir() or any(parent.iterdir()): break
             parent.rmdir()
 
+# %% ../nbs/lib/01_core.ipynb #5c0a1d39
+_locks: dict[Path, int] = {} # run folder -> open file of this process that holds its lock
+
+def _hold(folder: Path): # until the run ends, or this process
+    try: import fcntl
+    except ImportError: return # no such lock on this system
+    place = folder.resolve()
+    if place in _locks and os.path.samestat(os.fstat(_locks[place]), place.stat()): return
+    _release(folder)
+    f = os.open(place, os.O_RDONLY)
+    try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(f)
+        raise ValueError(f"another process has a run open in {folder}: wait for it or end it, or choose another "
+                         "out_dir") from None
+    except OSError: os.close(f) # a network disk without locks
+    else: _locks[place] = f
+
+def _release(folder: Path):
+    if (f := _locks.pop(folder.resolve(), None)) is not None: os.close(f)
+
 # %% ../nbs/lib/01_core.ipynb #29f0b11b
 # key and stage ("" = not known) of the run in the folder; None = it holds none
 def _held(folder: Path) -> tuple[str, str]|None:
     if (old := run_info(folder)) is not None: return old.get("key", ""), old.get("stage", "")
     begun = folder/".key"
-    words = begun.read_text(encoding="utf-8").split() if begun.exists() else []
+    words = _own_text(begun).split() if begun.exists() else []
     return (words[0], words[1] if len(words) > 1 else "") if words else None
 
 def _begin(folder: Path, key: str, stage: str): # write `.key` whole, and only when it says something else
     begun, text = folder/".key", f"{key} {stage}\n"
-    if begun.exists() and begun.read_text(encoding="utf-8") == text: return
+    if begun.exists() and _own_text(begun) == text: return
     tmp = folder/f".{os.getpid()}.key"
     tmp.write_text(text, encoding="utf-8")
     tmp.replace(begun)
@@ -532,13 +614,15 @@ def start_run(
             raise ValueError(f"{folder} holds a run with other parameters or inputs (key {held[0]}, now {key}): choose "
                              "another out_dir, or delete that folder")
         _check_replace(folder, stage, held[1], inputs)
-    own = (_claimed(folder) or []) if held else []
+    own = (_claimed(folder) or {}) if held else {}
     if not (same and (folder/"run.json").exists()):
-        _refuse_foreign(folder, writes, own)
+        _refuse_foreign(folder, writes if held else [*writes, ".files"], own)
+        if not same: _refuse_changed(folder, own)
         folder.mkdir(parents=True, exist_ok=True)
+        _hold(folder)
         if not same: _remove(folder, own)
         _begin(folder, key, stage)
-        _write_claims(folder, [*(own if same else []), *writes])
+        _write_claims(folder, dict.fromkeys([*(own if same else []), *writes], ""))
     return Run(folder, stage, params, digests, key, done=(folder/"run.json").exists())
 
 # %% ../nbs/lib/01_core.ipynb #aff5acf6
@@ -558,6 +642,42 @@ def arm_of(
     if mix: said += f" + {100*mix:.0f}% questions"
     before = params.get("start_arm", "")
     return f"{before}, then {said}" if before else said
+
+# %% ../nbs/lib/01_core.ipynb #e5baa91c
+_ARM = ("method", "mask_rate", "mix_question_only", "lr") # what a run key says of a checkpoint, with its seed
+
+def _foreign(model_dir: str|Path, backend: str) -> bool: # not made by a stage of this project
+    d = resolve(model_dir)
+    if not d.is_dir(): return backend == "openai" or is_hub(model_dir)
+    return not (d/"run.json").exists() and not (d/".key").exists() and any(d.glob("*.safetensors"))
+
+def read_arm(
+    model_dir: str|Path, # checkpoint folder, hub id or a server's model
+    backend: str = "transformers", # of the evaluation
+) -> dict: # run, method, mask_rate, mix_question_only, lr, seed
+    "Read what a checkpoint says of its own training."
+    name = Path(model_dir).name
+    if _foreign(model_dir, backend): return dict(run=name, method=name, **dict.fromkeys(_ARM[1:]), seed=None)
+    if not (info := run_info(model_dir)):
+        raise FileNotFoundError(f"no run.json in {resolve(model_dir)}: not a complete checkpoint; "
+                                "run 04_train to the end, or pass another model_dir")
+    p = info["params"]
+    if "method" not in p: return dict(run=name, method=arm_of(p), **dict.fromkeys(_ARM[1:]), seed=None)
+    if missing := [k for k in (*_ARM, "seed") if k not in p]:
+        raise ValueError(f"{resolve(model_dir)}/run.json: params lack {missing}; "
+                         "train the checkpoint again with this version")
+    own = {k: p[k] for k in (*_ARM, "seed")}
+    if p.get("start_arm"): own |= dict(method=arm_of(p), mask_rate=None, mix_question_only=None)
+    return dict(run=name, **own)
+
+def continued_arm(
+    model_dir: str|Path, # checkpoint that a later training starts from
+    method: str, # of that training, e.g. grpo
+) -> dict: # method (the whole arm), mask_rate and mix_question_only (None: they stand in it), start_seed
+    "Say how a checkpoint that continues from another one is trained, so that `read_arm` knows it."
+    start = read_arm(model_dir)
+    arm = arm_of(dict(method=method, start_arm=arm_of(start)))
+    return dict(method=arm, mask_rate=None, mix_question_only=None, start_seed=start["seed"])
 
 # %% ../nbs/lib/01_core.ipynb #98a8885a
 def _assigned(source: str) -> dict[str, str]: # top-level name -> source of its value
@@ -587,7 +707,7 @@ def check_params(
         if name in known: continue
         near = get_close_matches(name, known, 1)
         raise ValueError(f"{name!r} is no parameter of {Path(nb).name}"
-                         + (f": did you mean {near[0]!r}?" if near else "") + f" It has: {', '.join(known)}")
+                         + (f": did you mean {near[0]!r}?" if near else ".") + f" It has: {', '.join(known)}")
     return given
 
 # %% ../nbs/lib/01_core.ipynb #c5dab75e
@@ -611,6 +731,8 @@ def run_notebook(
     progress_bar: bool|None = None, # None = only on a terminal
 ) -> Path: # `out`
     "Check the parameters, then execute the notebook with papermill; the copy is kept also when a cell fails."
+    # jsonschema does without this package, whose import takes a second to check web addresses that no notebook has
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     nb, out = resolve(nb), resolve(out)
     src = out.with_name(f".{out.stem}.source.ipynb")
@@ -637,6 +759,6 @@ def progress(
     desc: str, # shown before the bar
     total: int|None = None, # number of items when `len` does not work
 ) -> Iterable[_T]: # the same items
-    "A progress bar on a terminal or in a live notebook, silence in logs."
+    "Show a progress bar on a terminal or in a live notebook, and nothing in logs."
     quiet = True if os.environ.get("MCFT_QUIET") or os.environ.get("CI") else None
     return tqdm(iterable, desc=desc, total=total, disable=quiet, leave=False)

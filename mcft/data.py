@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROBLEM_FIELDS', 'LOOP', 'WRITES', 'take_problems', 'full_revision', 'read_hub', 'map_columns', 'load_questions',
-           'load_solutions', 'Draws', 'by_problem', 'different', 'loop_length', 'rollout_rows', 'draw_rollouts',
-           'keep_different', 'question_table', 'rollout_table', 'estimate', 'DataConfig', 'questions_of', 'run_data',
-           'DataParams']
+           'load_solutions', 'Draws', 'different', 'loop_length', 'rollout_rows', 'draw_rollouts', 'keep_different',
+           'question_table', 'rollout_table', 'estimate', 'DataConfig', 'questions_of', 'run_data']
 
 # %% ../nbs/01_data.ipynb #c15309e1
 import re
@@ -14,15 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 import pandas as pd
-from .core import append_rows, check_row, is_hub, model_files, read_rows, resolve, stable_seed, start_run
-from .core import write_rows
+from .core import append_rows, by_problem, check_row, is_hub, model_files, read_rows, resolve, stable_seed
+from .core import start_run, write_rows
 from .grading import extract_boxed, grade
-from .generate import BackendConfig, Prompt, Sampling, answer_options, make_backend
+from .generate import BackendConfig, Prompt, Sampling, answer_options, backend_config, make_backend
 from .params import Count, Name, NonNegative, PositiveFraction, Seed, Size, Temperature, Text, parameters
 from .segment import spaced
 from .tables import ENDINGS, arrow_rows, chain_text, check_unique, gold_text, level_cell, read_table, table_ending
 from .tables import text_cell
-
 
 # %% ../nbs/01_data.ipynb #697593c2
 def take_problems(
@@ -155,14 +153,6 @@ class Draws:
         return replace(self.sampling, n=n, seed=seed)
 
 # %% ../nbs/01_data.ipynb #4c90d7b3
-def by_problem(
-    rows: list[dict], # draws
-) -> dict: # problem id -> its draws, in order
-    "Group draws by their question."
-    by = {}
-    for r in rows: by.setdefault(r["problem_id"], []).append(r)
-    return by
-
 def different(
     rows: list[dict], # draws of one question
 ) -> list[dict]: # the first of each text
@@ -301,67 +291,9 @@ def estimate(
     return out.assign(hours_at_most=(out.tokens_at_most/tok_per_s/3600).round(2)) if tok_per_s else out
 
 # %% ../nbs/01_data.ipynb #f3b0ae3f
-@dataclass(frozen=True)
+@parameters
 class DataConfig:
     "Stage 01: which questions, which student, how often."
-    backend: BackendConfig # the student
-    problems: str # artifact `problems`, a file, or a hub data set
-    split: str # which part of it
-    n_questions: int # how many; 0 = all
-    draws: Draws # how they are asked
-    columns: dict = field(default_factory=dict) # field -> column; {} = an artifact `problems`
-    revision: str = "" # commit of a hub data set
-
-def questions_of(
-    cfg: DataConfig, # what to do
-) -> list[dict]: # rows of `problems`
-    "Return the questions that a run asks."
-    return take_problems(load_questions(cfg.problems, cfg.split, cfg.columns, cfg.revision), cfg.split, cfg.n_questions,
-                         cfg.problems)
-
-# %% ../nbs/01_data.ipynb #4fa8a7a1
-def _key_parts(cfg: DataConfig) -> tuple[dict, list]: # parameters and input files that change a rollout
-    params = asdict(cfg)
-    params["backend"] = answer_options(params["backend"])
-    student = resolve(cfg.backend.model)
-    files = [cfg.problems] if resolve(cfg.problems).exists() else []
-    return params, files + (model_files(student) if student.is_dir() else [])
-
-# %% ../nbs/01_data.ipynb #111c0051
-WRITES = ("draws.jsonl", "problems.jsonl", "rollouts.jsonl", "questions.csv", "solutions.jsonl") # in the run folder
-
-def _write_run(run, cfg: DataConfig, problems: list[dict], drawn: list[dict], rows: list[dict],
-               questions: pd.DataFrame): # the files, then run.json
-    write_rows(run.folder/"problems.jsonl", problems, "problems")
-    write_rows(run.folder/"rollouts.jsonl", rows, "rollouts")
-    write_rows(run.folder/"draws.jsonl", drawn, "rollouts")
-    questions.to_csv(run.folder/"questions.csv", index=False)
-    if "solution" in cfg.columns:
-        write_rows(run.folder/"solutions.jsonl", load_solutions(cfg.problems, cfg.split, cfg.columns, cfg.revision),
-                   "solutions")
-    right = sum(r["is_correct"] for r in rows)/len(rows)
-    run.finish(n_questions=len(problems), n_draws=len(drawn), n_rollouts=len(rows),
-               n_missing=int(questions.missing.sum()), right=right)
-
-def run_data(
-    cfg: DataConfig, # what to do
-    problems: list[dict], # from `questions_of`
-    out_dir: str|Path, # run folder
-    resume: str = "same", # out_dir holds another run: "same" is an error, "fresh" replaces it
-) -> pd.DataFrame: # `rollout_table`
-    "Sample rollouts and write them; a complete folder is only read."
-    run = start_run(out_dir, "01_data", *_key_parts(cfg), resume, writes=WRITES)
-    path, n = run.folder/"draws.jsonl", cfg.draws.sampling.n
-    drawn = read_rows(path, "rollouts") if run.done else draw_rollouts(make_backend(cfg.backend), problems, cfg.draws,
-                                                                       path)
-    rows, questions = keep_different(drawn, n), question_table(problems, drawn, n)
-    if not run.done: _write_run(run, cfg, problems, drawn, rows, questions)
-    return rollout_table(questions, rows)
-
-# %% ../nbs/01_data.ipynb #6f1be72c
-@parameters
-class DataParams:
-    "Parameters of stage 01."
     model_dir: Name = "data/pocket/base" # the student: a checkpoint folder, a hub id, or the name a server knows
     backend: Literal["transformers", "vllm", "openai"] = "transformers" # what runs the model (generate)
     # further fields of BackendConfig, such as {"base_url": "http://127.0.0.1:8000/v1"}
@@ -385,14 +317,59 @@ class DataParams:
     resume: Literal["fresh", "same"] = "fresh" # out_dir holds another run: "fresh" replaces it, "same" is an error
 
     def __post_init__(self):
-        known = [f for f in BackendConfig.__dataclass_fields__ if f not in ("model", "name")]
-        if unknown := [k for k in self.backend_options if k not in known]:
-            raise ValueError(f"backend_options has {unknown[0]!r}, expected fields of BackendConfig: "
-                             f"{', '.join(known)}")
+        self.student # checks the options of the back end
 
-    def config(self) -> DataConfig:
-        "Return what the stage works with."
+    @property
+    def student(self) -> BackendConfig:
+        "Say what answers."
+        return backend_config(self.model_dir, self.backend, self.backend_options)
+
+    @property
+    def draws(self) -> Draws:
+        "Say how the questions are asked."
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, self.n_samples, self.seed)
-        draws = Draws(sampling, self.max_rounds, self.batch_size, self.system)
-        backend = BackendConfig(model=self.model_dir, name=self.backend, **self.backend_options)
-        return DataConfig(backend, self.problems, self.split, self.n_questions, draws, self.columns, self.revision)
+        return Draws(sampling, self.max_rounds, self.batch_size, self.system)
+
+def questions_of(
+    cfg: DataConfig, # what to do
+) -> list[dict]: # rows of `problems`
+    "Return the questions that a run asks."
+    return take_problems(load_questions(cfg.problems, cfg.split, cfg.columns, cfg.revision), cfg.split, cfg.n_questions,
+                         cfg.problems)
+
+# %% ../nbs/01_data.ipynb #4fa8a7a1
+def _key_parts(cfg: DataConfig) -> tuple[dict, list]: # parameters and input files that change a rollout
+    params = {k: getattr(cfg, k) for k in ("problems", "split", "n_questions", "columns", "revision")}
+    params |= dict(backend=answer_options(asdict(cfg.student)), draws=asdict(cfg.draws))
+    student = resolve(cfg.model_dir)
+    files = [cfg.problems] if resolve(cfg.problems).exists() else []
+    return params, files + (model_files(student) if student.is_dir() else [])
+
+# %% ../nbs/01_data.ipynb #111c0051
+WRITES = ("draws.jsonl", "problems.jsonl", "rollouts.jsonl", "questions.csv", "solutions.jsonl") # in the run folder
+
+def _write_run(run, cfg: DataConfig, problems: list[dict], drawn: list[dict], rows: list[dict],
+               questions: pd.DataFrame): # the files, then run.json
+    write_rows(run.folder/"problems.jsonl", problems, "problems")
+    write_rows(run.folder/"rollouts.jsonl", rows, "rollouts")
+    write_rows(run.folder/"draws.jsonl", drawn, "rollouts")
+    questions.to_csv(run.folder/"questions.csv", index=False)
+    if "solution" in cfg.columns:
+        write_rows(run.folder/"solutions.jsonl", load_solutions(cfg.problems, cfg.split, cfg.columns, cfg.revision),
+                   "solutions")
+    right = sum(r["is_correct"] for r in rows)/len(rows)
+    run.finish(n_questions=len(problems), n_draws=len(drawn), n_rollouts=len(rows),
+               n_missing=int(questions.missing.sum()), right=right)
+
+def run_data(
+    cfg: DataConfig, # what to do
+    problems: list[dict], # from `questions_of`
+) -> pd.DataFrame: # `rollout_table`
+    "Sample rollouts and write them; a complete folder is only read."
+    run = start_run(cfg.out_dir, "01_data", *_key_parts(cfg), cfg.resume, writes=WRITES)
+    path, n = run.folder/"draws.jsonl", cfg.n_samples
+    if run.done: drawn = read_rows(path, "rollouts")
+    else: drawn = draw_rollouts(make_backend(cfg.student), problems, cfg.draws, path)
+    rows, questions = keep_different(drawn, n), question_table(problems, drawn, n)
+    if not run.done: _write_run(run, cfg, problems, drawn, rows, questions)
+    return rollout_table(questions, rows)

@@ -9,7 +9,8 @@ __all__ = ['SETTINGS', 'FINISH', 'END_TOKEN', 'check_address', 'check_key_env', 
 
 # %% ../nbs/lib/10_endpoint.ipynb #f66eaefb
 import json, os, re
-from urllib.parse import urlsplit
+from html import escape
+from urllib.parse import quote, urlsplit
 
 # %% ../nbs/lib/10_endpoint.ipynb #0436a085
 def check_address(
@@ -70,6 +71,9 @@ def check_extra(
     for name in extra:
         if not isinstance(name, str) or name in ("model", "messages", "stream", "n"):
             raise ValueError(f"extra_body holds {name!r}, expected further fields of a request; this one is set here")
+    try: json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"extra_body is {extra!r}, expected what JSON can hold: {e}") from None
 
 # %% ../nbs/lib/10_endpoint.ipynb #7c0d4d5f
 def request_fields(
@@ -100,16 +104,23 @@ def _part(part) -> str: # text of one part of a message's content; a thought has
     raise ValueError(f"the server sent a part of type {part.get('type')!r} where text belongs")
 
 # %% ../nbs/lib/10_endpoint.ipynb #05a6b0c1
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|nvapi|pplx|csk|r8|hf)[-_][\w-]{12,}|\bAIza[\w-]{20,}", re.ASCII)
-_AFTER_WORD = re.compile(r"""(\b(?:Bearer|Basic)\s+|\bapi[-_ ]?key["']?\s*[:=]\s*["']?)[^\s"',;}]{4,}""", re.I)
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|nvapi|pplx|csk|r8|hf|gh[pousr])[-_][\w-]{12,}|\bAIza[\w-]{20,}|"
+                       r"\bAKIA[A-Z\d]{12,}", re.ASCII)
+_AFTER_WORD = re.compile(r"""(\b(?:Bearer|Basic|Authorization:\s*\w+)\s+|"""
+                         r"""\b(?:api[-_ ]?key|(?:access|auth)[-_ ]?token|secret|password)"""
+                         r"""["']?\s*[:=]\s*["']?)[^\s"',;}]{4,}""", re.I)
+
+def _key_parts(key: str) -> str: # regular expression for the key, its beginning and its end, as a text may write them
+    written = {key, quote(key, safe=""), escape(key), json.dumps(key)[1:-1], key.replace("/", r"\/")}
+    parts = written | {part for w in written for n in range(8, len(w)) for part in (w[:n], w[-n:])}
+    return "|".join(map(re.escape, sorted(parts, key=len, reverse=True)))
 
 def redact(
     text: str, # of a server
     key: str = "", # the key that was sent; "" = none
 ) -> str: # with *** where a key stood
     "Take keys out of a text: the one that was sent, its beginning or end, and what looks like one."
-    for n in range(len(key), 7, -1): text = text.replace(key[:n], "***").replace(key[-n:], "***")
-    if len(key) >= 4: text = text.replace(key, "***")
+    if len(key) >= 4: text = re.sub(_key_parts(key), "***", text, flags=re.I)
     return _AFTER_WORD.sub(r"\1***", _KEY_LIKE.sub("***", text))
 
 # %% ../nbs/lib/10_endpoint.ipynb #dfed13a9
@@ -212,12 +223,16 @@ def finish_reason(
     return word or ("stop" if stopped else ""), bare
 
 # %% ../nbs/lib/10_endpoint.ipynb #1b9c002c
+def _count(n) -> int|None: # of a usage; some servers write 12 as "12" or 12.0
+    if isinstance(n, str) and re.fullmatch(r"\s*\d{1,12}(\.0*)?\s*", n, re.ASCII): n = float(n)
+    if isinstance(n, bool) or not isinstance(n, (int, float)): return None
+    return int(n) if 0 <= n < 10**12 and n == int(n) else None
+
 def token_counts(
     usage, # of a response; None = not told
     text: str, # the reply's text
 ) -> tuple[int|None, int|None, int|None]: # tokens in, tokens out, in all; None = not told
     "Read the token counts as they stand; zeros that cannot be true count as not told."
-    told = [getattr(usage, f"{name}_tokens", None) for name in ("prompt", "completion", "total")]
-    n_in, n_out, total = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in told)
+    n_in, n_out, total = (_count(getattr(usage, f"{name}_tokens", None)) for name in ("prompt", "completion", "total"))
     if n_out == 0 and (text or not n_in): n_out = None
     return n_in or None, n_out, total or None

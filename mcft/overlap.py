@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'words', 'ngrams', 'nearest', 'overlap', 'worst_pairs', 'OverlapConfig', 'read_questions',
-           'read_benchmarks', 'report', 'OverlapParams']
+           'read_benchmarks', 'report']
 
 # %% ../nbs/around/05_overlap.ipynb #5e63f376
 import re, unicodedata
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from .core import progress, read_rows, start_run
-from .params import Name, Names, Sizes, Text, parameters
+from .params import Name, Names, Size, Sizes, Text, key_fields, parameters
 from .tables import read_table, text_cell
 
 # %% ../nbs/around/05_overlap.ipynb #3ad97c90
@@ -111,51 +110,54 @@ def worst_pairs(
     return _pairs(_compare(train_questions, benchmark_questions, n, numbers), train_questions, top)
 
 # %% ../nbs/around/05_overlap.ipynb #1ac83054
-@dataclass(frozen=True)
+@parameters
 class OverlapConfig:
     "One report."
-    train: str # table with a column `question`
-    train_split: str = "" # only rows whose `split` is this; "" = all
-    problems: str = "" # file of artifact `problems`; its splits are benchmarks
-    benchmarks: tuple = () # names: splits of `problems`, or aime24, amc23, math500, olympiadbench
-    ns: tuple = (13, 8) # words in a row
-    top: int = 5 # pairs listed per benchmark and n
+    train: Name = "data/pocket/problems.jsonl.gz" # table with a column question: .jsonl, .json, .csv, .tsv or .parquet
+    train_split: Text = "train" # only rows whose column split is this; empty for all
+    problems: Text = "data/pocket/problems.jsonl.gz" # artifact `problems` whose splits are benchmarks; empty for none
+    benchmarks: Names = ("chain", "equation", "long", "gcd") # splits, or published benchmarks by name
+    ns: Sizes = (13, 8) # words in a row
+    top: Size = 5 # pairs listed per benchmark and n
+    out_dir: Name = "runs/overlap" # run folder
+
+    def __post_init__(self):
+        if not self.ns: raise ValueError("ns is [], expected at least one number of words in a row, such as 13")
 
 def read_questions(
     path: str|Path, # table with a column `question`
     split: str = "", # "" = all rows
 ) -> list[str]: # in file order
     "Read the questions of a file; raise `ValueError` that names the row of a cell that holds none."
-    rows = [(i, r) for i, r in enumerate(read_table(path, "training questions")) if not split or r.get("split")
-            == split]
+    rows = [(i, r) for i, r in enumerate(read_table(path, "training questions")) if split in ("", r.get("split"))]
     if not rows: raise ValueError(f"{path} has no rows with split {split!r}")
     return [text_cell(r, "question", f"row {i} of {Path(path).name}") for i, r in rows]
 
 def read_benchmarks(
-    cfg: OverlapConfig, # problems and benchmarks
+    problems: str, # file of artifact `problems`; "" = none
+    benchmarks: tuple, # names: its splits, or published benchmarks
 ) -> dict[str, list[str]]: # name -> questions
     "Read the questions of every benchmark asked for."
     from mcft.released import BENCHMARKS, benchmark_problems
     have = {}
-    for r in read_rows(cfg.problems, "problems") if cfg.problems else ():
+    for r in read_rows(problems, "problems") if problems else ():
         have.setdefault(r["split"], []).append(r["question"])
-    for b in cfg.benchmarks:
+    for b in benchmarks:
         if b in have or b in BENCHMARKS: continue
         raise ValueError(f"unknown benchmark {b!r}: the problems file has {', '.join(sorted(have)) or 'none'}; "
                          f"published are {', '.join(BENCHMARKS)}")
-    return {b: have[b] if b in have else [p["question"] for p in benchmark_problems(b)] for b in cfg.benchmarks}
+    return {b: have[b] if b in have else [p["question"] for p in benchmark_problems(b)] for b in benchmarks}
 
 # %% ../nbs/around/05_overlap.ipynb #056846ed
 def report(
     cfg: OverlapConfig, # what to compare
-    out_dir: str, # run folder
 ): # DataFrame, as in `overlap`, for every n, numbers kept and masked
     "Write `overlap.csv` and `overlap_pairs.csv` to a run folder; a complete folder is only read."
     import pandas as pd
-    run = start_run(out_dir, "00_overlap", asdict(cfg), [cfg.train, *([cfg.problems] if cfg.problems else [])],
+    run = start_run(cfg.out_dir, "00_overlap", key_fields(cfg), [cfg.train, *filter(None, [cfg.problems])],
                     resume="fresh", writes=["overlap.csv", "overlap_pairs.csv"])
     if run.done: return pd.read_csv(run.folder/"overlap.csv")
-    train, benchmarks = read_questions(cfg.train, cfg.train_split), read_benchmarks(cfg)
+    train, benchmarks = read_questions(cfg.train, cfg.train_split), read_benchmarks(cfg.problems, cfg.benchmarks)
     jobs = [(n, numbers) for n in cfg.ns for numbers in NUMBERS]
     found = {job: _compare(train, benchmarks, *job) for job in progress(jobs, "comparing")}
     table = pd.concat([_counts(found[job], *job) for job in jobs], ignore_index=True)
@@ -164,21 +166,3 @@ def report(
     pairs.to_csv(run.folder/"overlap_pairs.csv", index=False, lineterminator="\n")
     run.finish(n_train=len(train), n_problems={b: len(qs) for b, qs in benchmarks.items()})
     return table
-
-# %% ../nbs/around/05_overlap.ipynb #5be2f09a
-@parameters
-class OverlapParams:
-    "Parameters of the contamination report."
-    train: Name = "data/pocket/problems.jsonl.gz" # table with a column question: .jsonl, .json, .csv, .tsv or .parquet
-    train_split: Text = "train" # only rows whose column split is this; empty for all
-    problems: Text = "data/pocket/problems.jsonl.gz" # artifact `problems` whose splits are benchmarks; empty for none
-    benchmarks: Names = ("chain", "equation", "long", "gcd") # splits, or published benchmarks by name
-    ns: Sizes = (13, 8) # words in a row
-    out_dir: Name = "runs/overlap" # run folder
-
-    def __post_init__(self):
-        if not self.ns: raise ValueError("ns is [], expected at least one number of words in a row, such as 13")
-
-    def config(self) -> OverlapConfig:
-        "Return what the report is made of."
-        return OverlapConfig(self.train, self.train_split, self.problems, self.benchmarks, self.ns)

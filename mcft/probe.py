@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHECKERS', 'ERRORS', 'KINDS', 'MEASURES', 'MAKERS', 'Fault', 'error_kind', 'says_wrong', 'blamed_step', 'ProbeConfig',
-           'HeldOut', 'held_out', 'row_of', 'kept_losses', 'chain_rows', 'token_rows', 'bf16_ratio', 'kept_texts',
-           'read_critiques', 'critique_rows', 'reader_scores', 'error_rows', 'answer_rows', 'mean_scores', 'probe']
+           'HeldOut', 'held_out', 'row_of', 'Probing', 'chain_rows', 'token_rows', 'bf16_ratio', 'read_critiques',
+           'critique_rows', 'reader_scores', 'error_rows', 'answer_rows', 'mean_scores', 'probe']
 
 # %% ../nbs/around/06_probe.ipynb #eac39e47
 import re
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Callable, Literal
+from typing import Any, Callable, Literal
 import numpy as np
 import pandas as pd
 from .core import append_rows, model_files, read_rows, run_info, start_run
@@ -21,7 +21,8 @@ from .format import critique_prompt, last_result, parse_target, target_text
 from .generate import Prompt, Sampling, generate, load
 from .grading import extract_boxed, grade
 from .mask import MaskPlan, MaskSpec
-from .params import Count, Fraction, Name, Names, ParameterError, Seed, Size, Text, Texts, parameters, read_params
+from .params import Count, Fraction, Name, Names, ParameterError, Seed, Size, Text, Texts, key_fields
+from .params import parameters, read_params
 from .scores import target_spans, token_losses
 from .worlds import WORLDS, world
 
@@ -43,13 +44,19 @@ def _school_problems() -> dict: # question -> problem
     from mcft.words import read_school
     return {p.question: p for problems in read_school().values() for p in problems}
 
-def _school_fault(question: str, chain: str) -> Fault:
+def _symbolic_problems() -> dict: # question -> problem
+    from mcft.school_teacher import symbolic_by_question
+    return symbolic_by_question()
+
+def _school_fault(question: str, chain: str, problems: Callable = _school_problems) -> Fault:
     from mcft.school_teacher import check_chain
-    try: found = check_chain(_school_problems()[question], chain)
+    try: found = check_chain(problems()[question], chain)
     except ValueError: return Fault("unreadable", "", ()) # numbers that no problem has
     return Fault(found.kind, found.steps[found.at].text if found.at >= 0 else "", tuple(w.text for w in found.steps))
 
-CHECKERS = dict(pocket=_pocket_fault, school=_school_fault) # world -> (question, chain) -> Fault
+# world -> (question, chain) -> Fault
+CHECKERS = dict(pocket=_pocket_fault, school=_school_fault,
+                school_symbolic=partial(_school_fault, problems=_symbolic_problems))
 
 # %% ../nbs/around/06_probe.ipynb #2ce10a17
 ERRORS = dict(
@@ -200,41 +207,63 @@ def row_of(
     "Write one measurement down."
     return dict(measure=measure, set=where, id=name, value=round(float(value), 5), n=int(n))
 
-def kept_losses(
-    path: Path, # where losses are kept, a row for each example
-    encoded: list[dict], # rows of encoded
-    model, # causal language model
-    batch_tokens: int, # tokens in one forward pass
-) -> list[np.ndarray]: # (n tokens,) nats for each row, in their order
-    "Compute the loss of every token, going on where an earlier call stopped."
-    have = {r["id"]: r["nats"] for r in read_rows(path, partial=True)}
-    order = sorted(encoded, key=lambda e: -len(e["input_ids"]))
-    for i in range(0, len(order), 32):
-        part = order[i:i + 32]
-        if all(e["id"] in have for e in part): continue
-        losses = token_losses(model, [e["input_ids"] for e in part], batch_tokens)
-        rows = [dict(id=e["id"], nats=[round(float(x), 5) for x in loss]) for e, loss in zip(part, losses)]
-        new = [r for r in rows if r["id"] not in have]
-        append_rows(path, new)
-        have |= {r["id"]: r["nats"] for r in new}
-    return [np.array(have[e["id"]]) for e in encoded]
+def _add(path: Path, have: dict, rows: list[dict], column: str): # to the file, and to id -> value, what is new
+    new = [r for r in rows if r["id"] not in have]
+    append_rows(path, new)
+    have |= {r["id"]: r[column] for r in new}
+
+@dataclass(frozen=True)
+class Probing:
+    "A checkpoint on what it is measured; what it has computed is kept, so that a probe goes on where it stopped."
+    cfg: ProbeConfig # what is measured
+    held: HeldOut # on what
+    model: Any # causal language model
+    tok: Any # its tokenizer
+    folder: Path # of the run
+
+    def losses(self,
+        name: str, # of the file that keeps them
+        encoded: list[dict], # rows of encoded
+    ) -> list[np.ndarray]: # (n tokens,) nats for each row, in their order
+        "Compute the loss of every token."
+        path = self.folder/f"{name}.jsonl"
+        have = {r["id"]: r["nats"] for r in read_rows(path, partial=True)}
+        order = sorted(encoded, key=lambda e: -len(e["input_ids"]))
+        for i in range(0, len(order), 32):
+            part = order[i:i + 32]
+            if all(e["id"] in have for e in part): continue
+            losses = token_losses(self.model, [e["input_ids"] for e in part], self.cfg.batch_tokens)
+            rows = [dict(id=e["id"], nats=[round(float(x), 5) for x in loss]) for e, loss in zip(part, losses)]
+            _add(path, have, rows, "nats")
+        return [np.array(have[e["id"]]) for e in encoded]
+
+    def texts(self,
+        name: str, # of the file that keeps them
+        prompts: dict, # id -> Prompt
+        how: Sampling, # length and where to stop
+    ) -> dict: # id -> text
+        "Generate a text for each prompt."
+        path, ids = self.folder/f"{name}.jsonl", list(prompts)
+        have = {r["id"]: r["text"] for r in read_rows(path, partial=True)}
+        def there(i): return ids[i] in have
+        asked = list(prompts.values()), how, self.cfg.batch_size, there, name
+        for batch in generate(self.model, self.tok, *asked):
+            rows = [dict(id=ids[o["index"]], **{k: o[k] for k in ("text", "n_tok", "finish_reason")}) for o in batch]
+            _add(path, have, rows, "text")
+        return {i: have[i] for i in ids}
 
 def _at(spans: list) -> list[int]: # positions
     return [i for a, b in spans for i in range(a, b)]
 
 # %% ../nbs/around/06_probe.ipynb #3e6573b0
 def chain_rows(
-    cfg: ProbeConfig, # what is measured
-    held: HeldOut, # on what
-    model, # causal language model
-    tok, # its tokenizer
-    folder: Path, # of the run
+    p: Probing, # a checkpoint on what it is measured
 ) -> list[dict]: # chain_nats, answer_nats and tag_nats of each reference
     "Measure reference chains after the bare question, and the boxed answer behind them."
-    encoded = encode_rows(held.references, tok, "question")
-    losses = kept_losses(folder/"chains.jsonl", encoded, model, cfg.batch_tokens)
+    encoded = encode_rows(p.held.references, p.tok, "question")
+    losses = p.losses("chains", encoded)
     out = []
-    for ref, e, loss in zip(held.references, encoded, losses):
+    for ref, e, loss in zip(p.held.references, encoded, losses):
         chain, answer = _at(target_spans(e, "reasoning")), _at(target_spans(e, "answer"))
         tags = sorted({*range(e["spans"][0][1], len(loss))} - {*chain, *answer})
         for name, at in (("chain_nats", chain), ("answer_nats", answer), ("tag_nats", tags)):
@@ -242,19 +271,15 @@ def chain_rows(
     return out
 
 def token_rows(
-    cfg: ProbeConfig, # what is measured, with the draw
-    held: HeldOut, # on what
-    model, # causal language model
-    tok, # its tokenizer
-    folder: Path, # of the run
+    p: Probing, # a checkpoint on what it is measured
 ) -> list[dict]: # critique_masked_nats, critique_kept_nats and rewrite_nats of each held-out critique
     "Measure masked and kept tokens of the teacher's critiques."
-    taught = [dict(r, rollout=r["text"], **held.teach(r["question"], r["text"], cfg.seed)) for r in held.rollouts]
-    encoded = encode_rows(taught, tok, "critique")
-    plan = MaskPlan(encoded, cfg.spec)
-    losses = kept_losses(folder/"tokens.jsonl", encoded, model, cfg.batch_tokens)
+    taught = [dict(r, rollout=r["text"], **p.held.teach(r["question"], r["text"], p.cfg.seed)) for r in p.held.rollouts]
+    encoded = encode_rows(taught, p.tok, "critique")
+    plan = MaskPlan(encoded, p.cfg.spec)
+    losses = p.losses("tokens", encoded)
     out = []
-    for r, e, loss, mask, may in zip(held.rollouts, encoded, losses, plan.masks(0), plan.may_mask()):
+    for r, e, loss, mask, may in zip(p.held.rollouts, encoded, losses, plan.masks(0), plan.may_mask()):
         rewrite = _at(target_spans(e, "reasoning"))
         out += [row_of("critique_masked_nats", _right(r), r["id"], loss[mask].sum(), mask.sum()),
                 row_of("critique_kept_nats", _right(r), r["id"], loss[may & ~mask].sum(), (may & ~mask).sum()),
@@ -277,25 +302,6 @@ def bf16_ratio(
     return round(float(np.concatenate(token_losses(model.bfloat16(), seqs, batch_tokens)).mean()/exact), 5)
 
 # %% ../nbs/around/06_probe.ipynb #2fab39c9
-def kept_texts(
-    path: Path, # where texts are kept
-    prompts: dict, # id -> Prompt
-    model, # causal language model
-    tok, # its tokenizer
-    how: Sampling, # length and where to stop
-    batch_size: int, # prompts at once
-) -> dict: # id -> text
-    "Generate what is not there yet."
-    have = {r["id"]: r["text"] for r in read_rows(path, partial=True)}
-    ids = list(prompts)
-    def there(i): return ids[i] in have
-    for batch in generate(model, tok, list(prompts.values()), how, batch_size, there, path.stem):
-        rows = [dict(id=ids[o["index"]], **{k: o[k] for k in ("text", "n_tok", "finish_reason")}) for o in batch]
-        new = [r for r in rows if r["id"] not in have]
-        append_rows(path, new)
-        have |= {r["id"]: r["text"] for r in new}
-    return {name: have[name] for name in ids}
-
 def _parsed(text: str) -> tuple[bool, str]: # whether all parts are there; text of the critique
     try: return True, parse_target(text)["critique"]
     except ValueError: return False, text.partition("<critique>")[2].partition("</critique>")[0].strip()
@@ -319,18 +325,13 @@ def read_critiques(
     return out
 
 def critique_rows(
-    cfg: ProbeConfig, # what is measured
-    held: HeldOut, # on what
-    model, # causal language model
-    tok, # its tokenizer
-    folder: Path, # of the run
+    p: Probing, # a checkpoint on what it is measured
 ) -> list[dict]: # of `read_critiques`
     "Have rollouts critiqued and rewritten, as in training, and judge that."
-    asked = {r["id"]: critique_prompt(r["question"], r["text"]) for r in held.rollouts}
-    prompts = {name: Prompt(user, opening=cfg.critique_opening) for name, user in asked.items()}
-    how = Sampling(max_new_tokens=cfg.critique_tokens)
-    texts = kept_texts(folder/"critiques.jsonl", prompts, model, tok, how, cfg.batch_size)
-    return read_critiques(held.rollouts, list(texts.values()), held.check)
+    prompts = {r["id"]: Prompt(critique_prompt(r["question"], r["text"]), opening=p.cfg.critique_opening)
+               for r in p.held.rollouts}
+    texts = p.texts("critiques", prompts, Sampling(max_new_tokens=p.cfg.critique_tokens))
+    return read_critiques(p.held.rollouts, list(texts.values()), p.held.check)
 
 def reader_scores(
     cfg: ProbeConfig, # seed of the wording
@@ -359,21 +360,16 @@ def error_rows(
     return out
 
 def answer_rows(
-    cfg: ProbeConfig, # what is measured
-    held: HeldOut, # on what
-    model, # causal language model
-    tok, # its tokenizer
-    folder: Path, # of the run
+    p: Probing, # a checkpoint on what it is measured
 ) -> list[dict]: # answered for each rollout, error_… for each problem
     "Ask the bare questions of the same problems."
-    asked = {r["problem_id"]: r["question"] for r in held.rollouts}
-    prompts = {name: Prompt(q, opening=cfg.opening) for name, q in asked.items()}
-    how = Sampling(max_new_tokens=cfg.answer_tokens, stop_at=cfg.stop_at)
-    texts = kept_texts(folder/"answers.jsonl", prompts, model, tok, how, cfg.batch_size)
-    boxed = [rf"\boxed{{{last_result(texts[r['problem_id']]) or ''}}}" for r in held.rollouts]
-    right = grade(boxed, [r["gold"] for r in held.rollouts], "symbolic").symbolic == "right"
-    rows = [row_of("answered", _right(r), r["id"], ok) for r, ok in zip(held.rollouts, right)]
-    return rows + error_rows(texts, asked, held.check)
+    asked, rollouts = {r["problem_id"]: r["question"] for r in p.held.rollouts}, p.held.rollouts
+    prompts = {name: Prompt(q, opening=p.cfg.opening) for name, q in asked.items()}
+    texts = p.texts("answers", prompts, Sampling(max_new_tokens=p.cfg.answer_tokens, stop_at=p.cfg.stop_at))
+    boxed = [rf"\boxed{{{last_result(texts[r['problem_id']]) or ''}}}" for r in rollouts]
+    right = grade(boxed, [r["gold"] for r in rollouts], "symbolic").symbolic == "right"
+    rows = [row_of("answered", _right(r), r["id"], ok) for r, ok in zip(rollouts, right)]
+    return rows + error_rows(texts, asked, p.held.check)
 
 # %% ../nbs/around/06_probe.ipynb #4aa8e919
 MAKERS = dict(chains=chain_rows, tokens=token_rows, critiques=critique_rows, answers=answer_rows)
@@ -395,8 +391,7 @@ def probe(
 ) -> dict: # contents of run.json, with `scores` and `reader`
     "Measure a checkpoint; a complete folder is returned as it is, a half-done one goes on."
     import torch
-    files_and_way = ("model_dir", "problems", "rollouts", "out_dir", "threads", "resume")
-    params = {k: v for k, v in asdict(cfg).items() if k not in files_and_way}
+    params = key_fields(cfg, "model_dir", "problems", "rollouts", "threads")
     files = [*(f"{m}.jsonl" for m in cfg.measures), "rows.csv"]
     inputs = [*model_files(cfg.model_dir), cfg.problems, cfg.rollouts]
     run = start_run(cfg.out_dir, "probe", params, inputs, cfg.resume, writes=files)
@@ -404,6 +399,7 @@ def probe(
     if cfg.threads: torch.set_num_threads(cfg.threads)
     held = held_out(cfg)
     model, tok = load(cfg.model_dir, dtype=cfg.dtype)
-    rows = [row for name in cfg.measures for row in MAKERS[name](cfg, held, model, tok, run.folder)]
+    probing = Probing(cfg, held, model, tok, run.folder)
+    rows = [row for name in cfg.measures for row in MAKERS[name](probing)]
     pd.DataFrame(rows).to_csv(run.folder/"rows.csv", index=False, lineterminator="\n")
     return run.finish(scores=mean_scores(rows), reader=reader_scores(cfg, held), **_precision(cfg, held, tok))

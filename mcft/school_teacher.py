@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['PRIME', 'N_HELD', 'DETAILS', 'Written', 'read_steps', 'read_box', 'mark_number', 'mark_slot', 'combine',
            'marked_tree', 'mark_of', 'useful', 'Finding', 'agrees', 'solve_value', 'check_chain', 'wordings',
-           'question_clause', 'critique_text', 'critique', 'teach']
+           'question_clause', 'critique_text', 'critique', 'symbolic_by_question', 'teach']
 
 # %% ../nbs/worlds/05_school_teacher.ipynb #5b57687c
 import itertools, random, re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from typing import Callable
 from .core import stable_seed
 from mcft.words import (
     OPERATIONS,
+    SYMBOLIC,
     Step,
     WordProblem,
     apply,
@@ -24,6 +26,7 @@ from mcft.words import (
     nouns,
     number_text,
     read_school,
+    symbolic_words,
 )
 
 # %% ../nbs/worlds/05_school_teacher.ipynb #2a49cc23
@@ -83,13 +86,13 @@ def _inverse(x: int) -> int: # modulo PRIME
 def mark_number(
     value: Fraction, # a constant
 ) -> int: # fingerprint
-    "Fingerprint of a constant."
+    "Compute the fingerprint of a constant."
     return value.numerator % PRIME*_inverse(value.denominator) % PRIME
 
 def mark_slot(
     i: int, # number of a slot
 ) -> int: # fingerprint
-    "Fingerprint of a number of the question."
+    "Compute the fingerprint of a number of the question."
     return stable_seed("slot", i) % PRIME
 
 def combine(
@@ -97,7 +100,7 @@ def combine(
     a: int, # fingerprint
     b: int, # fingerprint
 ) -> int: # fingerprint
-    "Fingerprint of an operation."
+    "Compute the fingerprint of an operation."
     if op == "+":
         return (a + b) % PRIME
     if op == "-":
@@ -108,7 +111,7 @@ def combine(
 def marked_tree(
     p: WordProblem, # a problem
 ): # its equation with fingerprints as leaves
-    "The equation over slots and constants."
+    "Write the equation over slots and constants."
     left = p.equation.split()
 
     def term():
@@ -121,7 +124,7 @@ def marked_tree(
 def mark_of(
     tree, # from `marked_tree`
 ) -> int: # fingerprint
-    "Fingerprint of an expression."
+    "Compute the fingerprint of an expression."
     return combine(tree[0], mark_of(tree[1]), mark_of(tree[2])) if isinstance(tree, tuple) else tree
 
 def _flat(tree, up: str, down: str, sign: int = 1) -> list: # (sign, subtree) of a sum, or of a product
@@ -625,7 +628,7 @@ def wordings(
     slot: str, # a key of the table above
     held_out: bool = False, # those that training never sees, or those it may see
 ) -> list[str]: # texts with fields in braces
-    "All combinations of openings and cores of a slot."
+    "List all combinations of openings and cores of a slot."
     opens, cores = _OPEN.get(slot, _FOUND), _CORES[slot]
     last = len(opens) - N_HELD, len(cores) - N_HELD
     pairs = itertools.product(range(len(opens)), range(len(cores)))
@@ -759,15 +762,21 @@ def critique(
 def _by_question() -> dict[str, WordProblem]: # every word problem
     return {p.question: p for problems in read_school().values() for p in problems}
 
+@cache
+def symbolic_by_question() -> dict[str, WordProblem]: # every problem of gsm_symbolic with an equation
+    "Find the problems that need no download by their questions."
+    return {p.question: p for name in SYMBOLIC for p in symbolic_words(name)}
+
 def teach(
     question: str, # of a word problem
     rollout: str, # one chain of the student
     seed: int = 0, # which words
     held_out: bool = False, # words that training never sees
     detail: str = "full", # full, or fault: what is wrong without the step that is right
+    problems: Callable = _by_question, # returns question -> problem
 ) -> dict: # critique, reasoning, answer, error
-    "The teacher as stage 02 calls it."
-    p = _by_question().get(question)
+    "Critique a rollout as stage 02 asks for it."
+    p = problems().get(question)
     if p is None:
         raise ValueError(
             f"the school teacher has no equation for the question {question[:80]!r}: "

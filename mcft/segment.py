@@ -12,7 +12,9 @@ import regex
 # %% ../nbs/lib/06_segment.ipynb #a13783b6
 _UNSPACED = r"[\p{LB=ID}\p{LB=CJ}\p{LB=SA}\p{LB=EB}\p{LB=EM}\p{LB=RI}]" # scripts written without spaces, and emoji
 _BESIDE = rf"(?:(?={_UNSPACED})|(?<={_UNSPACED}\p{{M}}*))"
-_WORD = regex.compile(rf"(?V1w)\b(?![\s\p{{GCB=SM}}]){_BESIDE}") # a word boundary of UAX #29 beside one of these
+_TSHEG = r"(?<=[\u0f0b\u0f0c])(?=\p{L})" # behind the dot that ends a syllable of Tibetan
+# a word boundary of UAX #29 beside one of these, outside stacked letters
+_WORD = regex.compile(rf"(?V1w)\b(?![\s\p{{GCB=SM}}])(?<!\p{{InSC=Invisible_Stacker}}){_BESIDE}|{_TSHEG}")
 
 def _cuts(text: str) -> list[int]: # where a word begins that no space sets off
     if text.isascii(): return []
@@ -33,7 +35,8 @@ def word_starts(
     return sorted({*(m.end() for m in re.finditer(r"\s+", text)), *_cuts(text)} - {0, len(text)})
 
 # %% ../nbs/lib/06_segment.ipynb #e6e363ad
-_STOP = regex.compile(rf"(?V1)[\p{{SB=ST}}--[!?]]+\p{{SB=CL}}*" # a full stop of another script, and closing quotes
+_LINE_END = re.compile(r"[\n\r\v\f\x85\u2028\u2029]")
+_STOP = regex.compile(rf"(?V1)[[\p{{SB=ST}}\u0f0d-\u0f11]--[!?]]+\p{{SB=CL}}*" # a stop of another script, and quotes
                       rf"|[.!?]+(?={_UNSPACED})"
                       rf"|(?<=\p{{LB=SA}})(?=\s+\p{{LB=SA}})") # a space between two letters of Thai or its kin
 
@@ -41,6 +44,6 @@ def sentence_starts(
     text: str, # any text
 ) -> list[int]: # ascending characters; white space belongs to the sentence after it
     "Find where sentences and lines begin, the first one apart."
-    found = {m.start() for m in re.finditer(r"\s+", text) if "\n" in m[0] or text[m.start() - 1] in ".!?"}
+    found = {m.start() for m in re.finditer(r"\s+", text) if _LINE_END.search(m[0]) or text[m.start() - 1] in ".!?"}
     if not text.isascii(): found |= {m.end() for m in _STOP.finditer(text)}
     return sorted(found - {0, len(text)})

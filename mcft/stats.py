@@ -66,7 +66,7 @@ def compare_counts(
     correct2: int, # correct by the second
     n2: int, # its problems
 ) -> dict: # diff, low, high (fractions), fisher_p, z, z_p
-    "Second minus first: Newcombe's 95% interval, Fisher's exact test, the pooled z test."
+    "Compare two counts, second minus first: Newcombe's 95% interval, Fisher's exact test, the pooled z test."
     from scipy.stats import fisher_exact
     from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
     if not (0 <= correct1 <= n1 and 0 <= correct2 <= n2 and n1 and n2):

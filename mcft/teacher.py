@@ -221,7 +221,7 @@ class Book:
     def answered(self,
         key: str, # of an ask
     ) -> bool:
-        "Is there a reply to this ask?"
+        "Tell whether this ask has a reply."
         return self.index.get(key, (0, False))[1]
 
     def reply(self,
@@ -380,7 +380,7 @@ class Limits:
         asked: float|None, # seconds from `Retry-After`
         rng: random.Random, # of the jitter
     ) -> float: # seconds
-        "Exponential with jitter; never less than the endpoint asks for."
+        "Compute an exponential wait with jitter, never less than the endpoint asks for."
         if asked is not None: return asked*(1 + rng.random()/10)
         return min(self.max_wait, self.first_wait*2**(n_failed - 1))*(.5 + rng.random()/2)
 

@@ -11,7 +11,7 @@ __all__ = ['SCHEDULERS', 'WRITES', 'RunConfig', 'EpochConfig', 'key_params', 'ru
 # %% ../nbs/lib/19_trainer.ipynb #71304aa9
 import json, shutil, time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any, Callable, Iterable, Literal
@@ -24,11 +24,11 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 from .core import (Run, append_rows, is_hub, model_files, progress, read_rows, run_info, stable_seed, start_run,
                        write_rows)
-from .devices import found_strategy, from_main, is_main
+from .devices import found_strategy, from_main, has_bf16, is_main, use_cpu
 from .mask import IGNORE
 from .models import check_vocabulary, load_model
 from .params import (Count, FractionBelowOne, LearningRate, Name, NonNegative, ParameterError, Seed, Size, Steps,
-                         Text, parameters)
+                         Text, key_fields, parameters)
 
 # %% ../nbs/lib/19_trainer.ipynb #52ba7bb7
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup") # shapes of the learning rate
@@ -45,7 +45,7 @@ class RunConfig:
     scheduler: Literal[SCHEDULERS] = "cosine" # shape of the learning rate
     batch_size: Size = 8 # examples in one forward pass of one process
     max_grad_norm: NonNegative = 1.0 # gradients are clipped above this norm; 0 for never
-    bf16: bool = False # bfloat16 autocast
+    bf16: bool | Literal["auto"] = False # bfloat16 autocast; auto for where the device multiplies in it
     gradient_checkpointing: bool = False # less memory, a third more time
     device: Literal["auto", "cpu", "cuda"] = "auto" # where to train
     threads: Count = 1 # CPU threads, 0 for as torch finds them; sums depend on the number
@@ -54,6 +54,7 @@ class RunConfig:
     resume: Literal["same", "fresh"] = "same" # for another run in out_dir, "same" is an error, "fresh" replaces it
 
     def __post_init__(self):
+        if self.bf16 == "auto": object.__setattr__(self, "bf16", has_bf16(self.device))
         if self.revision and not is_hub(self.model_dir):
             raise ParameterError(f"revision is {self.revision!r}, but model_dir={self.model_dir!r} is a folder: "
                                  "leave it out, or name a model on the hub")
@@ -87,7 +88,7 @@ def key_params(
     *apart: str, # more fields that change neither weights nor log
 ) -> dict: # name -> value
     "Choose the parameters that go into the run key."
-    return {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "save_steps", "resume", *apart)}
+    return key_fields(cfg, "save_steps", *apart)
 
 # %% ../nbs/lib/19_trainer.ipynb #81226e74
 def run_arguments(
@@ -99,7 +100,7 @@ def run_arguments(
     return dict(
         output_dir=str(folder), per_device_train_batch_size=cfg.batch_size, learning_rate=cfg.lr,
         warmup_steps=cfg.warmup, lr_scheduler_type=cfg.scheduler, max_grad_norm=cfg.max_grad_norm,
-        bf16=cfg.bf16, gradient_checkpointing=cfg.gradient_checkpointing, use_cpu=cpu,
+        bf16=cfg.bf16, gradient_checkpointing=cfg.gradient_checkpointing, use_cpu=cpu, report_to="none",
         seed=cfg.seed, data_seed=cfg.seed, logging_nan_inf_filter=False, disable_tqdm=True,
         dataloader_pin_memory=not cpu, save_strategy="steps" if cfg.save_steps else "no",
         save_steps=cfg.save_steps or 500, save_total_limit=1)
@@ -135,14 +136,16 @@ def initial_model(
     rows: list[dict] = (), # with input_ids, what the run trains on
     source: str = "", # the file that the rows come from
     max_length: int = 0, # tokens of the longest sequence; 0 = not checked
-    loader: str = "transformers", # or unsloth, on a GPU
-): # causal language model in float32, on the CPU
+    loader: str = "transformers", # or unsloth
+    move: bool = False, # to the device that it trains on; False = it stays on the CPU
+): # causal language model in float32
     "Load the initial checkpoint and check it against tokenizer and rows."
-    model = load_model(cfg.model_dir, cfg.revision, loader, "float32", max_length=max_length)
+    model = load_model(cfg.model_dir, cfg.revision, loader, "float32", max_length=max_length,
+                       checkpointing=cfg.gradient_checkpointing)
     n_vocab = model.get_input_embeddings().num_embeddings
     check_vocabulary(tok, n_vocab, cfg.model_dir)
     check_ids(rows, n_vocab, cfg.model_dir, source)
-    return model
+    return model.to("cpu" if use_cpu(cfg.device) else "cuda") if move else model
 
 # %% ../nbs/lib/19_trainer.ipynb #6bed48bd
 @contextmanager
@@ -307,6 +310,7 @@ class LabelGuard:
 class StepLog(TrainerCallback):
     "Writes train_log.jsonl, measures now and then, moves the bar."
     desc = "training" # before the bar
+    logged = {} # column -> TRL's metric, besides loss, rate and norm
 
     def __init__(self,
         path: Path, # train_log.jsonl
@@ -330,6 +334,7 @@ class StepLog(TrainerCallback):
     def columns(self, logs: dict) -> dict:
         "Choose what of TRL's log is kept."
         more = dict(token_accuracy=float(logs["mean_token_accuracy"])) if "mean_token_accuracy" in logs else {}
+        more |= {column: logs.get(metric) for column, metric in self.logged.items()}
         return dict(loss=logs["loss"], lr=logs["learning_rate"], grad_norm=float(logs["grad_norm"]), **more)
 
     def measured(self, state, logs: dict) -> dict:
@@ -363,7 +368,7 @@ class PrivateTrainer:
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
 
-    def _send_telemetry(self): "Nothing leaves this machine."
+    def _send_telemetry(self): "Send nothing: no data leave this machine."
 
 # %% ../nbs/lib/19_trainer.ipynb #ca0ecea2
 class OrderedTrainer(PrivateTrainer):
@@ -470,9 +475,17 @@ class Outcome:
         return self.trainer.state.global_step - (self.resumed_at or 0)
 
     @property
-    def device(self) -> str: # "cpu", or the GPU's name
-        "Name the device."
-        return "cpu" if self.trainer.args.use_cpu else torch.cuda.get_device_name(0)
+    def facts(self) -> dict: # steps, resumed_at, train_seconds, device
+        "Collect what run.json says of every training."
+        device = "cpu" if self.trainer.args.use_cpu else torch.cuda.get_device_name(0)
+        return dict(steps=self.trainer.state.global_step, resumed_at=self.resumed_at,
+                    train_seconds=round(self.seconds, 1), device=device)
+
+    def late_mean(self,
+        column: str, # of the log
+    ) -> float: # mean
+        "Average the last ten values of a column."
+        return float(np.mean([r[column] for r in self.log if column in r][-10:]))
 
 # %% ../nbs/lib/19_trainer.ipynb #99529e36
 def fit(
@@ -512,6 +525,7 @@ def run_training(
     prepare: Callable, # (Run) -> Prepared
 ) -> dict: # contents of run.json
     "Go from a folder to a checkpoint, or return what a complete run of the same key says."
+    use_cpu(cfg.device) # raises before the folder is made where a GPU is asked for and there is none
     run = from_main(open_run)
     if run.done: return run_info(run.folder)
     with quiet(cfg.threads):

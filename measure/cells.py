@@ -4,7 +4,7 @@ Data, critiques, encoding, training and evaluation all run anew in a temporary f
 or name a run folder where that was done (`--folder`) and runs
 in it. On a CPU with the locked versions every verdict must be the same
 data/results/reruns.csv gets a row for each cell."""
-import argparse, csv, platform, random, subprocess, sys, tempfile, time
+import argparse, csv, random, subprocess, sys, tempfile, time
 from pathlib import Path
 
 from measure.rows import RESULTS, ROOT
@@ -37,14 +37,6 @@ def compare(model, folder: Path, rows) -> dict:
                 versions=f'torch {torch.__version__.split("+")[0]}, transformers {transformers.__version__}')
 
 
-def cpu() -> str:
-    "Name of the processor."
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def make(runs: list, folder: str, cores: int):
     "Make everything that these runs need, and the runs."
     targets = [f'{folder}/{m.score}/run.json' for m in runs]
@@ -72,6 +64,7 @@ def main(argv=None) -> int:
     p.add_argument('--cores', type=int, default=2, help='jobs at a time')
     a = p.parse_args(argv)
     from mcft.compare import load_rows
+    from mcft.core import cpu
     rows, runs, t0 = load_rows(RESULTS/'ablation.parquet'), cells(a.n, a.seed, a.runs), time.time()
     with tempfile.TemporaryDirectory() as d:
         if not a.folder: make(runs, d, a.cores)

@@ -6,7 +6,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/'data'/'results'
 FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(),
               faults='name tried lost duplicated hung seconds'.split(),
-              gpu='name value unit bound device config'.split(), teacher_counts='run count value'.split())
+              gpu='name value unit bound device config'.split(),
+              engines='engine version model equal n ratio'.split(),
+              where_run='part version machine date test'.split(), teacher_counts='run count value'.split())
 
 
 def seconds(

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import urllib.request
@@ -51,7 +52,8 @@ def good_reply(messages: str) -> tuple[str, str, str]:  # JSON of the messages -
     page = json.loads(messages)[0]['content']
     question, rest = page.split('Question:\n', 1)[1].split("\n\nThe student's work:\n", 1)
     t = teach(question, rest.split('\n\nWhat to do:\n', 1)[0])
-    return t['critique'], t['reasoning'], t['answer']
+    without_tags = re.compile(r'</?(?:critique|reasoning|ans)>')  # a student may write them, and a critique quotes it
+    return tuple(without_tags.sub('', t[k]) for k in ('critique', 'reasoning', 'answer'))
 
 
 def reply_text(messages: str, kind: str, fixed: str = '') -> str:
@@ -164,14 +166,8 @@ class Server:
         from aiohttp import web
 
         return web.json_response(
-            dict(
-                kinds=self.kinds,
-                seen=self.seen,
-                sent=self.sent,
-                billed=self.billed,
-                malformed=self.malformed,
-                text_of=self.of,
-            )
+            dict(kinds=self.kinds, seen=self.seen, sent=self.sent, billed=self.billed, malformed=self.malformed,
+                 text_of=self.of)
         )
 
 

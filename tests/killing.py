@@ -41,24 +41,23 @@ def kill_after(train, cfg, step: int, marker, pause=0.02, limit=900) -> int:
     return at()
 
 
-def small_student(d, **how):
-    "A tiny model with the pocket tokenizer, and the first committed rollouts."
+def tiny_model(vocab_size: int, **how):
+    "A Qwen2 of two layers, always with the same weights."
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=64)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    return Qwen2ForCausalLM(Qwen2Config(**(shape | heads | how), vocab_size=vocab_size))
+
+
+def small_student(d, **how):
+    "A tiny model with the pocket tokenizer, and the first committed rollouts."
     from mcft.core import read_rows, write_rows
     from mcft.models import load_tokenizer
 
-    torch.manual_seed(0)
-    shape = dict(
-        vocab_size=512,
-        hidden_size=32,
-        num_hidden_layers=2,
-        intermediate_size=64,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    Qwen2ForCausalLM(Qwen2Config(**shape, **how)).save_pretrained(d / "model")
+    tiny_model(512, tie_word_embeddings=True, **how).save_pretrained(d / "model")
     load_tokenizer("data/pocket/base").save_pretrained(d / "model")
     write_rows(d / "rollouts.jsonl", read_rows("data/pocket/rollouts.jsonl", "rollouts")[:120], "rollouts")
     return d

@@ -2,12 +2,11 @@
 import csv
 import hashlib
 import json
-import os
 from types import SimpleNamespace
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, needs_files
 from mcft import audit
 from mcft.audit import (FACT_FIELDS, MADE, audit_rows, build_facts, by_truncation, disputed, endings, grader_table,
                         loops, outcomes, paired_table,
@@ -15,7 +14,6 @@ from mcft.audit import (FACT_FIELDS, MADE, audit_rows, build_facts, by_truncatio
 from mcft.released import KEYS, csv_text, git_blob, paper_rows
 
 AUDIT = ROOT/'data'/'results'/'audit.csv'
-RAW = pytest.mark.skipif(not os.environ.get('MCFT_DATA_DIR'), reason='needs the raw files: MCFT_DATA_DIR')
 
 
 @pytest.fixture(scope='module')
@@ -242,7 +240,7 @@ def test_builders_on_a_small_folder(tmp_path):
     with pytest.raises(ValueError, match='has sha256'): build_facts(raw, tmp_path/'out')
 
 
-@RAW
+@needs_files
 def test_raw_files_give_the_committed_rows(tmp_path):
     build_facts(None, tmp_path)
     for name in MADE:

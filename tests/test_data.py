@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
@@ -20,7 +19,7 @@ from conftest import ROOT
 from mcft.core import read_rows, run_info
 from mcft.data import DataConfig, Draws, draw_rollouts, full_revision, keep_different, loop_length, question_table
 from mcft.data import questions_of, run_data
-from mcft.generate import BackendConfig, Sampling
+from mcft.generate import Sampling
 
 COLUMNS = {'question': 'question', 'answer': 'answer'}
 OUTPUTS = 'problems.jsonl', 'draws.jsonl', 'rollouts.jsonl', 'questions.csv'
@@ -32,9 +31,11 @@ def limo_rows(n: int) -> list:
     return [dict(question=r['question'], solution='Left to the reader.', answer=r['answer']) for r in found]
 
 
-def config(source, **kw) -> DataConfig:
-    draws = Draws(Sampling(60, 1.0, 1.0, 3, 0), max_rounds=3, batch_size=12)
-    return replace(DataConfig(BackendConfig('data/pocket/base'), str(source), 'train', 0, draws, COLUMNS), **kw)
+def sample(source, out):
+    "A small run of stage 01."
+    cfg = DataConfig(problems=source, columns=COLUMNS, n_questions=0, temperature=1.0, max_new_tokens=60, max_rounds=3,
+                     batch_size=12, out_dir=out, resume='same')
+    return run_data(cfg, questions_of(cfg))
 
 
 @pytest.fixture(scope='module')
@@ -47,8 +48,8 @@ def limo(tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole(limo, tmp_path_factory):
     "An uninterrupted run."
-    out, cfg = tmp_path_factory.mktemp('whole')/'run', config(limo)
-    run_data(cfg, questions_of(cfg), out)
+    out = tmp_path_factory.mktemp('whole')/'run'
+    sample(limo, out)
     return out
 
 
@@ -80,14 +81,14 @@ def test_flags_agree_with_the_rows(whole):
 
 def test_a_complete_folder_is_only_read(limo, whole):
     before = {p: p.stat().st_mtime_ns for p in whole.iterdir()}
-    run_data(config(limo), questions_of(config(limo)), whole)
+    sample(limo, whole)
     assert before == {p: p.stat().st_mtime_ns for p in whole.iterdir()}
 
 
 RUN = """
 import sys
-from tests.test_data import config, questions_of, run_data
-cfg = config(sys.argv[1]); run_data(cfg, questions_of(cfg), sys.argv[2])
+from tests.test_data import sample
+sample(*sys.argv[1:])
 """
 
 
@@ -105,8 +106,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(limo, whole, tmp_path,
     half = (out/'draws.jsonl').read_bytes()
     assert half and not (out/'run.json').exists()
     (out/'draws.jsonl').write_bytes(half[:-7])  # and the last line torn
-    cfg = config(limo)
-    run_data(cfg, questions_of(cfg), out)
+    sample(limo, out)
     assert contents(out) == contents(whole)
 
 

@@ -13,7 +13,7 @@ from datasets import load_dataset, load_from_disk
 
 from conftest import ROOT
 from mcft.core import notebook_params, read_rows, write_rows
-from mcft.dataset import CardText, DatasetConfig, FEATURES, dataset_rows, push_to_hub, run_dataset
+from mcft.dataset import DatasetConfig, FEATURES, dataset_rows, push_to_hub, run_dataset
 
 EVIL = '<script>window.pwned=1</script>|\n\n# [x](javascript:window.pwned=1)\n```\n<img src=x onerror=window.pwned=1>'
 
@@ -31,16 +31,20 @@ def artifacts(tmp_path_factory):
     return d
 
 
-def config(d, **kw) -> DatasetConfig:
-    return DatasetConfig(str(d/'critiques.jsonl'), str(d/'rollouts.jsonl'), 'data/pocket/problems.jsonl.gz',
-                         kw.pop('licences', {'pocket': 'apache-2.0'}), **kw)
+def config(d, out, **kw) -> DatasetConfig:
+    kw = dict(licences={'pocket': 'apache-2.0'}) | kw
+    return DatasetConfig(d/'critiques.jsonl', d/'rollouts.jsonl', out_dir=out, **kw)
+
+
+def with_benchmarks(d, out) -> DatasetConfig:
+    return config(d, out, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chain', 'gcd'),
+                  name='A | <b>name</b>')
 
 
 @pytest.fixture(scope='module')
 def run(artifacts, tmp_path_factory):
     out = tmp_path_factory.mktemp('run')/'11'
-    run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chain', 'gcd'),
-                       text=CardText(name='A | <b>name</b>')), out)
+    run_dataset(with_benchmarks(artifacts, out))
     return out
 
 
@@ -78,21 +82,20 @@ def test_text_of_data_cannot_break_the_card(run):
 
 def test_a_source_without_a_licence_stops_it(artifacts, tmp_path):
     with pytest.raises(ValueError, match="no licence given for the source 'pocket'"):
-        run_dataset(config(artifacts, licences={}), tmp_path/'x')
+        run_dataset(config(artifacts, tmp_path/'x', licences={}))
     assert not (tmp_path/'x'/'run.json').exists()
 
 
 def test_an_unknown_benchmark_or_an_unfinished_run_stops_it(artifacts, tmp_path):
     with pytest.raises(ValueError, match="unknown benchmark 'chian'"):
-        run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chian',)),
-                    tmp_path/'a')
+        run_dataset(config(artifacts, tmp_path/'a', benchmark_problems='data/pocket/problems.jsonl.gz',
+                           benchmarks=('chian',)))
     with pytest.raises((ValueError, FileNotFoundError), match='run'):
-        run_dataset(config(artifacts, made_by=(str(tmp_path/'none'),)), tmp_path/'b')
+        run_dataset(config(artifacts, tmp_path/'b', made_by=(str(tmp_path/'none'),)))
 
 
 def test_two_runs_write_the_same_bytes(artifacts, run, tmp_path):
-    run_dataset(config(artifacts, benchmark_problems='data/pocket/problems.jsonl.gz', benchmarks=('chain', 'gcd'),
-                       text=CardText(name='A | <b>name</b>')), tmp_path/'again')
+    run_dataset(with_benchmarks(artifacts, tmp_path/'again'))
     for f in ('hub/README.md', 'hub/data/train-00000-of-00001.parquet'):
         assert (tmp_path/'again'/f).read_bytes() == (run/f).read_bytes()
 

@@ -28,15 +28,8 @@ def runs(inputs):  # noqa: F811
         def on_save(self, args, state, control, **kw):
             raise KeyboardInterrupt
 
-    cfg = replace(
-        config(inputs, 'whole'),
-        epochs=3,
-        n_examples=38,
-        save_steps=8,
-        part_steps=12,
-        mask_schedule='per_epoch',
-        mask_mode='both',
-    )
+    cfg = replace(config(inputs, 'whole'), epochs=3, n_examples=38, save_steps=8, part_steps=12,
+                  mask_schedule='per_epoch', mask_mode='both')
     train(cfg)
     with pytest.raises(KeyboardInterrupt):
         train(replace(cfg, out_dir=str(inputs / 'single')), [Stop()])

@@ -15,6 +15,7 @@ import pytest
 import convert
 import mathtext
 import paper_figures
+import neighbours
 import provenance
 import readme
 import results
@@ -257,6 +258,14 @@ def test_the_findings_of_the_home_page_are_those_of_the_rows(tmp_path):
     assert not readme.refresh(page), 'run make readme'
     page.write_text(re.sub(r'\d+\.\d% of', '0.1% of', page.read_text()))
     assert readme.refresh(page) and page.read_text() == (ROOT/'nbs'/'index.ipynb').read_text()
+
+
+def test_neighbours_say_what_the_rows_say(tmp_path):
+    assert neighbours.page() == neighbours.PAGE.read_text(encoding='utf-8')
+    for f in ('contrasts.csv', 'beyond_contrasts.csv', 'pocket_sensitivity.csv'):
+        text = (neighbours.ROWS/f).read_text(encoding='utf-8')
+        (tmp_path/f).write_text(text.replace('1600,-0.03475,', '1600,0.25,'), encoding='utf-8')
+    assert '+25.0 points' in neighbours.page(tmp_path)
 
 
 def test_tables_made_from_rows_get_their_line():

@@ -3,8 +3,12 @@
 Where a client is involved, it talks to tests/fault_server.py over real HTTP."""
 
 import json
+import re
 import sys
 import time
+from html import escape
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 
@@ -22,7 +26,7 @@ from mcft.critique import (
     read_reply,  # noqa: E402
     run_critique,
 )
-from mcft.endpoint import redact, server_words, settings_hint  # noqa: E402
+from mcft.endpoint import redact, server_words, settings_hint, token_counts  # noqa: E402
 from mcft.format import target_text  # noqa: E402
 from mcft.generate import BackendConfig, Sampling, make_backend  # noqa: E402
 from mcft.teacher import Limits, Reply, TeacherStop  # noqa: E402
@@ -43,17 +47,10 @@ def asked(tmp_path_factory):
 def stage(folder, url, **teacher):
     "Stage 02 with an API teacher that asks once."
     limits = Limits(concurrency=2, first_wait=0.02, max_tries=1)
-    who = TeacherConfig(
-        'openai',
-        model='teacher',
-        base_url=url,
-        prices=dict(teacher=[1, 1]),
-        max_tokens=1000,
-        **dict(dict(limits=limits), **teacher),
-    )
-    return CritiqueConfig(
-        problems=f'{folder}/problems.jsonl', rollouts=f'{folder}/rollouts.jsonl', teacher=who, confirm=True
-    )
+    who = TeacherConfig('openai', model='teacher', base_url=url, prices=dict(teacher=[1, 1]), max_tokens=1000,
+                        **dict(dict(limits=limits), **teacher))
+    return CritiqueConfig(problems=f'{folder}/problems.jsonl', rollouts=f'{folder}/rollouts.jsonl', teacher=who,
+                          confirm=True)
 
 
 def student(url, **kw):
@@ -313,3 +310,29 @@ def test_a_strange_reply_costs_no_time(text):
     with pytest.raises(Fault):
         read_reply(Reply(text, 'stop'))
     assert time.perf_counter() - start < 10
+
+
+KEY = 'Zx9+ab/CdEf=12&45'
+ECHOES = ['{0}', 'bad key {1}', 'key {2} is unknown', '<p>{3}</p>', '{{"a": "{4}"', "{{'Authorization': 'Bearer {0}'}}",
+          'Authorization: Token {0}', '{5}*** and ***{6}', '{0}{0}', 'https://u:{0}@host/v1', '["{0}", {{"{0}": 1}}]']
+
+
+@pytest.mark.parametrize('echo', ECHOES)
+def test_the_key_that_was_sent_is_taken_out_however_it_is_written(echo):
+    written = KEY, KEY.lower(), quote(KEY, safe=''), escape(KEY), KEY.replace('/', '\\/'), KEY[:9], KEY[-8:]
+    said = server_words(echo.format(*written), KEY)
+    assert '***' in said and not re.search('zx9|cdef|12&|45', said.lower()), said
+
+
+@pytest.mark.parametrize('secret', ['AKIA' 'ABCDEFGHIJKLMNOP', 'ghp' '_abcdefghijklmnopqrst'])
+def test_what_looks_like_a_key_of_a_cloud_is_taken_out(secret):
+    assert secret not in redact(f'denied for {secret} here')
+
+
+@pytest.mark.parametrize('n_in, n_out, counted', [
+    ('12', '7', (12, 7)), (12.0, 7.0, (12, 7)), (' 12 ', '7.0', (12, 7)), (True, 5, (None, 5)), (-1, 5, (None, 5)),
+    (float('nan'), float('inf'), (None, None)), ('\u0661\u0662', 'x', (None, None)), (1e30, 3, (None, 3)),
+    ([1], {}, (None, None)), (1.5, 2, (None, 2)), ('0', '0', (None, None)), ('', None, (None, None)),
+])  # fmt: skip
+def test_token_counts_of_any_type(n_in, n_out, counted):
+    assert token_counts(SimpleNamespace(prompt_tokens=n_in, completion_tokens=n_out), 'text')[:2] == counted

@@ -4,15 +4,8 @@ import re
 
 import pytest
 
-from mcft.format import (
-    TAGS,
-    critique_prompt,
-    parse_target,
-    solution_text,
-    target_text,
-    unmatched_think,
-    whole_response,
-)
+from mcft.format import (TAGS, critique_prompt, parse_target, solution_text, target_text, unmatched_think,
+                         whole_response)
 
 Y = target_text('Step 1 is wrong: 7 + 5 is 12.', '7 + 5 = 12', '12')
 BOX = r'\boxed{12}'
@@ -27,15 +20,7 @@ def test_one_box_is_read(box):
 
 @pytest.mark.parametrize(
     'box',
-    [
-        r'\boxed{1} or \boxed{2}',
-        r'\boxed{1}}',
-        r'\boxed{\frac{1}{2}',
-        r'\boxed{1} }',
-        r'\boxed{1\}',
-        '\\boxed{',
-        '12',
-    ],
+    [r'\boxed{1} or \boxed{2}', r'\boxed{1}}', r'\boxed{\frac{1}{2}', r'\boxed{1} }', r'\boxed{1\}', '\\boxed{', '12'],
 )
 def test_anything_but_one_box_is_refused(box):
     with pytest.raises(ValueError, match=re.escape(r'expected one \boxed')):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcft.core import read_rows
-from mcft.generate import BackendConfig, Prompt, Sampling, load, make_backend, servable_copy
+from mcft.generate import BackendConfig, Prompt, Sampling, draw_ids, load, make_backend, servable_copy, shared_heads
 
 QUESTIONS = [
     'Start with 7. Add 5. What is the result?',
@@ -297,4 +297,70 @@ def test_benchmark_rows():
     from measure.bench_generation import measure
 
     rows = measure(small=True)
-    assert [r['bound'] for r in rows] == ['>= 3', '>= 1'] and rows[0]['ratio'] > 1.5
+    assert [r['bound'] for r in rows] == ['>= 3', '>= 1', '>= 1.5'] and rows[0]['ratio'] > 1.5
+
+
+SHAPE = dict(
+    vocab_size=64,
+    hidden_size=64,
+    num_hidden_layers=2,
+    intermediate_size=96,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+)
+
+
+def random_model(kind: str, dtype: str):
+    "A small model with random weights whose next token is not obvious."
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    windowed = MistralConfig(**SHAPE, sliding_window=16, initializer_range=0.3)
+    made = (
+        MistralForCausalLM(windowed)
+        if kind == 'sliding window'
+        else LlamaForCausalLM(LlamaConfig(**SHAPE, initializer_range=0.3))
+    )
+    made.generation_config.suppress_tokens = [7, 8]  # the model's own logits processor stays in force
+    return made.to(getattr(torch, dtype)).eval()
+
+
+def to_end(ids: list[int], ends: list[int]) -> list[int]:
+    "What counts of a row: up to its first end token."
+    return ids[: next((i + 1 for i, t in enumerate(ids) if t in ends), len(ids))]
+
+
+@pytest.mark.parametrize(
+    'kind, dtype', [('plain', 'float32'), ('plain', 'bfloat16'), ('sliding window', 'float32')]
+)
+@pytest.mark.parametrize('n_rows', [1, 5, 70])
+def test_our_loop_draws_what_generate_draws(kind, dtype, n_rows):
+    "Token for token: left padding, two end tokens, a sampled batch, a stop of our own."
+    import torch
+    from mcft.generate import _pad_left
+
+    model, rng = random_model(kind, dtype), torch.Generator().manual_seed(n_rows)
+    lengths = sorted(torch.randint(1, 60, (n_rows,), generator=rng).tolist(), reverse=True)
+    rows = [torch.randint(9, 64, (n,), generator=rng).tolist() for n in lengths]
+    ids, mask = _pad_left(rows, 0)
+    ends = [3, 4]
+    plain = dict(input_ids=ids, attention_mask=mask, pad_token_id=0, eos_token_id=ends)
+
+    expected = model.generate(**plain, max_new_tokens=40, do_sample=False)[:, ids.shape[1] :].tolist()
+    with torch.inference_mode(), shared_heads(model):
+        made = draw_ids(model, rows, Sampling(40), 0, ends)
+        cut = draw_ids(model, rows, Sampling(40), 0, ends, lambda ids: len(ids) > 8)
+    for row, short, want in zip(made, cut, expected):
+        assert to_end(row, ends) == to_end(want, ends)
+        assert short == row[: len(short)] and len(to_end(short, ends)) <= 16
+
+    torch.manual_seed(5)
+    expected = model.generate(**plain, max_new_tokens=8, do_sample=True, temperature=0.7, top_p=0.9, top_k=0)
+    torch.manual_seed(5)
+    with torch.inference_mode(), shared_heads(model):
+        made = draw_ids(model, rows, Sampling(8, temperature=0.7, top_p=0.9), 0, ends)
+    for row, want in zip(made, expected[:, ids.shape[1] :].tolist()):
+        assert to_end(row, ends) == to_end(want, ends)
+    assert model.config._attn_implementation == 'sdpa'

@@ -6,14 +6,13 @@ from pathlib import Path
 import nbformat, papermill, psutil, pytest
 from hypothesis import given, settings, strategies as st
 
-from conftest import ROOT
+from conftest import ROOT, needs_files
 from mcft import grading
 from mcft.grading import REASONS, VERDICT_FIELDS, close_workers, extract_boxed, grade, verify_text
 from mcft.released import MODELS, RUNS
 from measure import bench_grading, faults_grading
 
 PAPER = Path(__file__).resolve().parent.parent/'data'/'paper'
-needs_files = pytest.mark.skipif(not os.environ.get('MCFT_DATA_DIR'), reason='set MCFT_DATA_DIR: it has the files')
 
 HANG = r"\boxed{9^{9^{9^{9}}}}"
 EASY = r"\boxed{0.5}"
@@ -239,10 +238,8 @@ def test_golds_equal_themselves_in_a_box_and_not_all_do_bare(name, bare):
 
 
 # --- extraction -------------------------------------------------------------------------------------------------------
-_pieces = st.lists(st.sampled_from([
-    '\\boxed', '\\fbox', '\\boxed{', '\\boxedx', 'boxed', '\\frac',
-    '{', '}', '\\', '\\{', '\\}', '\\\\', ' ', '\n', '5', 'x', '$',
-]), max_size=40).map(''.join)
+_pieces = st.lists(st.sampled_from(['\\boxed', '\\fbox', '\\boxed{', '\\boxedx', 'boxed', '\\frac', '{', '}', '\\',
+                                    '\\{', '\\}', '\\\\', ' ', '\n', '5', 'x', '$']), max_size=40).map(''.join)
 
 
 @settings(max_examples=500, deadline=None)

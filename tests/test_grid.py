@@ -13,7 +13,8 @@ from mcft.grid import Arm, arms_of, check_grid, check_rates, comparisons, encodi
 from mcft.grid import read_grid, run_names, seeds_of, slug
 from mcft.report import ReportConfig, run_report
 
-GRIDS = 'pocket', 'ablation', 'ablation_paper', 'beyond', 'paper', 'smoke', 'smoke_ablation'
+GRIDS = ('pocket', 'ablation', 'ablation_paper', 'beyond', 'paper', 'smoke', 'smoke_ablation', 'factorial',
+         'smoke_factorial')
 ROWS = ROOT/'data'/'results'
 NEW, LINE = 'mcft 0.20, spans', {'method': 'mcft', 'mask_rate': 0.2, 'mask_unit': 'span', 'lr_from': 'cft'}
 
@@ -150,7 +151,7 @@ def test_few_seeds_and_snapshots():
 
 def test_an_overlay_replaces_merges_and_removes():
     cfg = read_grid('configs/ablation_paper.yaml')
-    assert cfg['arms']['those questions alone, 10%']['n_examples'] == 133
+    assert cfg['arms']['those questions alone, 10%']['n_examples'] == 89
     assert 'batch_size' not in cfg['arms']['those questions alone, 10%'] and not cfg['pilot']
     assert overlaid(dict(a=[1], b=dict(c=1)), dict(a=[2], b=dict(d=2))) == dict(a=[2], b=dict(c=1, d=2))
 
@@ -162,6 +163,15 @@ def test_several_prompts_make_several_evaluations():
     todo = jobs(cfg)
     assert todo['05_eval/cft-s0@asked'].params['instruction'] == 'Box it.'
     assert len([n for n in todo if n.startswith('04_train/cft-s0')]) == 1
+
+
+@pytest.mark.parametrize('name', GRIDS)
+def test_a_search_and_a_pilot_see_the_dev_split_alone(name):
+    cfg = read_grid(f'configs/{name}.yaml')
+    todo = jobs(cfg)
+    for m in [*models(cfg, 'lr'), *models(cfg, 'pilot')]:
+        params = todo[m.score].params
+        assert {k: params[k] for k in cfg['eval_dev']} == cfg['eval_dev']
 
 
 def test_an_arm_looks_like_its_method_or_its_initial_checkpoint():

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -49,26 +48,16 @@ def run_page(page: str, folder) -> list:  # (code, exit status, output) of each 
     return out
 
 
-@pytest.fixture(scope='module')
-def runs(request, tmp_path_factory):
-    "The selected pages, two at a time."
-    folders = {i.callspec.params['page']: tmp_path_factory.mktemp('page') for i in request.session.items
-               if 'page' in getattr(getattr(i, 'callspec', None), 'params', {})}
-    with ThreadPoolExecutor(int(os.environ.get('TEST_WORKERS', 2))) as pool:
-        yield {p: (folder, pool.submit(run_page, p, folder)) for p, folder in folders.items()}
-
-
 @pytest.mark.parametrize('page', PAGES)
-def test_commands_run_as_written(runs, page):
-    folder, run = runs[page]
-    for i, (code, status, said) in enumerate(run.result()):
+def test_commands_run_as_written(page, tmp_path):
+    for i, (code, status, said) in enumerate(run_page(page, tmp_path)):
         # the estimate, before anything is paid
         if page == 'howto_teacher' and i == 0: assert status != 0 and 'nothing was sent' in said, said[-2000:]
         else: assert status == 0, f'{code}\n{said[-3000:]}'
     assert set(LEAVES) == set(PAGES)
-    for f in LEAVES[page]: assert (folder/f).exists(), f'{page}: no {f}'
+    for f in LEAVES[page]: assert (tmp_path/f).exists(), f'{page}: no {f}'
     if page == 'howto_teacher':
-        assert {r['teacher'] for r in read_rows(folder/'runs/mine/critique/critiques.jsonl',
+        assert {r['teacher'] for r in read_rows(tmp_path/'runs/mine/critique/critiques.jsonl',
                                                 'critiques')} == {'openai:my-model'}
     if page == 'stages':
-        assert json.loads((folder/'runs/essay/train/run.json').read_text())['params']['mask_rate'] == 0.2
+        assert json.loads((tmp_path/'runs/essay/train/run.json').read_text())['params']['mask_rate'] == 0.2

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,13 +18,11 @@ import nbformat
 import pytest
 from playwright.sync_api import sync_playwright
 
-from conftest import ROOT, notebooks
+from conftest import BROWSER, ROOT, needs_browser, notebooks
 from measure.notebooks import FIELDS, error_lines, long_outputs
 from measure.notebooks import notebooks as measured_notebooks
 from test_setup import copy_to
 
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason='no chromium or google-chrome on the path')
 PATIENCE = 900  # seconds for a notebook, on a machine that does other things too
 
 

@@ -8,22 +8,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from conftest import ROOT, cells
 from mcft.core import check_row, read_rows
 from mcft.encode import MASKABLE, OPENERS, control_text, encode, encode_rows, example_text
-from mcft.mask import (
-    CHOICES,
-    IGNORE,
-    PRESETS,
-    UNITS,
-    MaskPlan,
-    MaskSpec,
-    draw_mask,
-    find_units,
-    labels,
-    mask_id,
-    rate_sweep,
-    model_inputs,
-    preset,
-    show_example,
-)
+from mcft.mask import (CHOICES, IGNORE, PRESETS, UNITS, MaskPlan, MaskSpec, draw_mask, find_units, labels, mask_id,
+                       rate_sweep, model_inputs, preset, show_example)
 from mcft.masking import EncodeConfig, encode_all, run_encode
 from mcft.models import load_tokenizer, render_prompt
 from mcft.scores import SCORES, score_rows, target_spans
@@ -80,17 +66,15 @@ def tokenizer(kind: str, tags: bool):
     elif kind == 'unigram':
         t, trainer = (
             Tokenizer(models.Unigram()),
-            trainers.UnigramTrainer(
-                vocab_size=220, special_tokens=special, initial_alphabet=letters, unk_token='[UNK]', show_progress=False
-            ),
+            trainers.UnigramTrainer(vocab_size=220, special_tokens=special, initial_alphabet=letters, unk_token='[UNK]',
+                                    show_progress=False),
         )
         t.normalizer, t.pre_tokenizer, t.decoder = normalizers.NFKC(), pre_tokenizers.Metaspace(), decoders.Metaspace()
     else:
         t, trainer = (
             Tokenizer(models.WordPiece(unk_token='[UNK]')),
-            trainers.WordPieceTrainer(
-                vocab_size=360, special_tokens=special, initial_alphabet=letters, show_progress=False
-            ),
+            trainers.WordPieceTrainer(vocab_size=360, special_tokens=special, initial_alphabet=letters,
+                                      show_progress=False),
         )
         t.normalizer, t.pre_tokenizer, t.decoder = (
             normalizers.BertNormalizer(),
@@ -98,9 +82,8 @@ def tokenizer(kind: str, tags: bool):
             decoders.WordPiece(),
         )
     t.train_from_iterator([*TEXT, string.ascii_lowercase * 2 + ' ' + string.digits * 2], trainer)
-    tok = PreTrainedTokenizerFast(
-        tokenizer_object=t, bos_token='<s>', eos_token='</s>', pad_token='<pad>', unk_token='[UNK]'
-    )
+    tok = PreTrainedTokenizerFast(tokenizer_object=t, bos_token='<s>', eos_token='</s>', pad_token='<pad>',
+                                  unk_token='[UNK]')
     tok.chat_template = TEMPLATE
     return tok
 
@@ -432,9 +415,8 @@ def test_scores_belong_to_their_rows():
         for target in ('critique', 'critique+reasoning') if score != 'loss' else ('critique+reasoning+answer',):
             got = {r['id']: r['values'] for r in score_rows(_Device(model), rows, score, target)}
             for order in ('high', 'low'):
-                spec = MaskSpec(
-                    0.3, mask_unit='sentence', mask_draw='exact', mask_by=f'{score}_{order}', mask_target=target
-                )
+                spec = MaskSpec(0.3, mask_unit='sentence', mask_draw='exact', mask_by=f'{score}_{order}',
+                                mask_target=target)
                 assert MaskPlan(rows, spec, got).masks()[0].any()
 
 
@@ -471,7 +453,7 @@ def snippet() -> str:
     text = next(
         c.source
         for c in cells('03_masking.ipynb')
-        if c.cell_type == 'markdown' and "In somebody else's script" in c.source
+        if c.cell_type == 'markdown' and 'In your own script' in c.source
     )
     return re.search(r'```python\n(.*?)```', text, re.S)[1]
 
@@ -485,14 +467,8 @@ def test_in_somebody_elses_script(tmp_path):
     tok = TOKENIZERS['qwen']
     tok.save_pretrained(tmp_path / 'model')
     Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tok),
-            hidden_size=16,
-            num_hidden_layers=1,
-            intermediate_size=32,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-        )
+        Qwen2Config(vocab_size=len(tok), hidden_size=16, num_hidden_layers=1, intermediate_size=32,
+                    num_attention_heads=2, num_key_value_heads=2)
     ).save_pretrained(tmp_path / 'model')
     code = snippet()
     assert code in (ROOT / 'docs' / 'pages' / 'howto_model.md').read_text(encoding='utf-8'), (
@@ -555,6 +531,12 @@ LANGUAGES = dict(
     arabic='المجموع صحيح. لكن 7*2 يساوي 14 وليس 15. هل هذا واضح؟ الجواب خطأ. يجب إعادة الحساب!',
     emoji='👍🏽👍🏽 3+4=7! 👨‍👩‍👧‍👦❌🇩🇪🇫🇷 7*2≠15! ❤️🔥✅ 14! 👎🏿🙈😀! 1️⃣2️⃣ 🏴‍☠️!',
     mixed='Step 2 错了: 7*2 is 14。 Also 答案不是15! しかし the chain はOKです。 คำตอบผิด แต่ 3+4=7 ถูก. Yes؟ Done.',
+    tibetan='སློབ་མས་ནོར་འཁྲུལ་བཟོས་འདུག ། 3+4 ནི་ 7 ཡིན། འོན་ཀྱང་ 7*2 ནི་ 14 རེད། དེ་ 15 མ་རེད། ལན་འདེབས་ནོར་བ་རེད། ཡང་བསྐྱར་རྩིས་རྒྱག་དགོས།',
+    khmer='ផលបូកត្រឹមត្រូវ។ ប៉ុន្តែ 7*2 គឺ 14 មិនមែន 15 ទេ។ ចម្លើយខុស។ តើច្បាស់ទេ? ត្រូវគណនាម្តងទៀត។ សូមព្យាយាម។',
+    burmese='ပေါင်းလဒ် မှန်သည်။ သို့သော် 7*2 သည် 14 ဖြစ်သည်။ 15 မဟုတ်ပါ။ အဖြေ မှားသည်။ ထပ်တွက်ရမည်။ စစ်ဆေးပါ။',
+    hindi='योग सही है। लेकिन 7*2 बराबर 14 है। यह 15 नहीं है। उत्तर गलत है। क्या यह साफ है? फिर से गणना करनी होगी।',
+    korean='합은 맞습니다. 그러나 7*2는 14이고 15가 아닙니다. 답이 틀렸습니다. 분명합니까? 다시 계산해야 합니다! 끝.',
+    hebrew='הסכום נכון. אבל 7*2 הוא 14 ולא 15. התשובה שגויה. האם זה ברור? יש לחשב שוב! סוף.',
 )
 
 
@@ -590,6 +572,16 @@ def test_words_are_those_of_uax_29():
     assert spaced('但是7*2等于14。').split() == ['但', '是', '7*2', '等', '于', '14。']
     assert spaced('コンピューターの答え').split() == ['コンピューター', 'の', '答', 'え']
     assert spaced('👨‍👩‍👧‍👦🇩🇪🇫🇷❤️ good👍🏽').split() == ['👨‍👩‍👧‍👦', '🇩🇪', '🇫🇷', '❤️', 'good', '👍🏽']
+
+
+def test_a_line_ends_however_a_system_ends_it():
+    "Carriage returns and the separators of Unicode begin a sentence as a line feed does."
+    for end in ('\n', '\r', '\r\n', '\x85', '\u2028', '\u2029', '\f'):
+        assert sentence_starts(f'one{end}two') == [3], repr(end)
+
+
+def test_tibetan_is_cut_behind_its_syllables():
+    assert spaced('ང་ལ་ཀུ་ཤུ་ལྔ་ཡོད།').split() == ['ང་', 'ལ་', 'ཀུ་', 'ཤུ་', 'ལྔ་', 'ཡོད།']
 
 
 def test_no_unit_is_an_error():
@@ -889,3 +881,15 @@ def test_ids_name_the_draws():
     rows = [dict(row('1'), status='kept', reason='')] * 2
     with pytest.raises(ValueError, match="critique id '1' stands 2 times"):
         encode_all(rows, TOKENIZERS['bpe'], 400)
+
+
+def test_rates_are_nested_unless_each_has_a_draw_of_its_own():
+    rows = read_rows('data/pocket/encoded.jsonl', 'encoded')[::12]
+    def drawn(**spec): return np.concatenate(MaskPlan(rows, MaskSpec(**spec)).masks())
+    low, high = drawn(mask_rate=.15), drawn(mask_rate=.20)
+    assert high[low].all() and high.sum() > low.sum()
+    own, may = drawn(mask_rate=.20, mask_nested=False), np.concatenate(MaskPlan(rows, MaskSpec(.2)).may_mask())
+    other = drawn(mask_rate=.15, mask_nested=False)
+    assert own[may].mean() == pytest.approx(.2, abs=.02)
+    assert other[own].mean() == pytest.approx(.15, abs=.03), 'what one rate masks says nothing about the other'
+    assert drawn(mask_rate=1., mask_nested=False).sum() == may.sum()

@@ -28,23 +28,9 @@ def rows(inputs):
 
 
 def config(d, name: str, **kw) -> MidtrainConfig:
-    return MidtrainConfig(
-        **{
-            **dict(
-                model_dir=str(d / "model"),
-                rollouts=str(d / "rollouts.jsonl"),
-                problems=PROBLEMS,
-                out_dir=str(d / name),
-                pack_length=256,
-                epochs=6,
-                lr=1e-3,
-                save_steps=5,
-                watch_steps=10,
-                device="cpu",
-            ),
-            **kw,
-        }
-    )
+    usual = dict(model_dir=str(d / "model"), rollouts=str(d / "rollouts.jsonl"), problems=PROBLEMS,
+                 out_dir=str(d / name), pack_length=256, epochs=6, lr=1e-3, save_steps=5, watch_steps=10, device="cpu")
+    return MidtrainConfig(**usual | kw)
 
 
 @pytest.mark.parametrize(
@@ -157,17 +143,9 @@ def test_every_switch_changes_the_weights(inputs):
     from mcft.core import sha256_file
 
     plain, seen = config(inputs, "switch", max_steps=3, save_steps=0, watch_steps=0, warmup=0), {}
-    for name, kw in dict(
-        plain={},
-        wrapped=dict(packing="wrapped"),
-        none=dict(packing="none"),
-        all=dict(loss_on="all"),
-        one=dict(chains_per_question=1),
-        held=dict(val_share=0.4),
-        length=dict(pack_length=512),
-        seed=dict(seed=1),
-        two=dict(batch_size=2),
-    ).items():
+    for name, kw in dict(plain={}, wrapped=dict(packing="wrapped"), none=dict(packing="none"), all=dict(loss_on="all"),
+                         one=dict(chains_per_question=1), held=dict(val_share=0.4), length=dict(pack_length=512),
+                         seed=dict(seed=1), two=dict(batch_size=2)).items():
         midtrain(replace(plain, out_dir=str(inputs / f"switch-{name}"), **kw))
         seen[name] = sha256_file(inputs / f"switch-{name}/model.safetensors")
     assert len(set(seen.values())) == len(seen), [a for a in seen if list(seen.values()).count(seen[a]) > 1]
@@ -180,15 +158,8 @@ def test_stage_04_goes_on_from_it(inputs):
 
     midtrain(config(inputs, "first", max_steps=3, save_steps=0, watch_steps=0))
     info = train(
-        TrainConfig(
-            str(inputs / "second"),
-            model_dir=str(inputs / "first"),
-            method="sft",
-            max_steps=2,
-            n_examples=16,
-            max_length=512,
-            device="cpu",
-        )
+        TrainConfig(str(inputs / "second"), model_dir=str(inputs / "first"), method="sft", max_steps=2, n_examples=16,
+                    max_length=512, device="cpu")
     )
     assert (
         info["steps"] == 2

@@ -12,26 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from mcft.core import resolve
 from mcft.generate import BackendConfig, Prompt, Sampling, generate, make_backend
-from mcft.models import (
-    INDEX,
-    PROBE,
-    chat_prompt,
-    check_end_token,
-    check_system,
-    check_vocabulary,
-    dequantise,
-    find_checkpoint,
-    gguf_header,
-    load_model,
-    load_tokenizer,
-    lost_text,
-    opens_think,
-    prompt_ids,
-    ready_copy,
-    render_prompts,
-    turn_end,
-    what_else,
-)
+from mcft.models import (INDEX, PROBE, chat_prompt, check_end_token, check_system, check_vocabulary, dequantise,
+                         find_checkpoint, gguf_header, load_model, load_tokenizer, lost_text, opens_think, prompt_ids,
+                         ready_copy, render_prompts, turn_end, what_else)
 from mcft.pocket import BaseConfig, make_model
 
 BASE = 'data/pocket/base'
@@ -67,9 +50,8 @@ def byte_level(*special) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     t.train_from_iterator(
         [PROBE],
-        trainers.BpeTrainer(
-            vocab_size=400, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=400, special_tokens=list(special), initial_alphabet=alphabet,
+                            show_progress=False),
     )
     return t
 
@@ -106,9 +88,7 @@ def save(folder: Path, tokenizer: Tokenizer, template: str = '', **config) -> Pa
     "Write a tokenizer as a checkpoint has it."
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / 'tokenizer.json'))
-    (folder / 'tokenizer_config.json').write_text(
-        json.dumps(dict(tokenizer_class='PreTrainedTokenizerFast') | config)
-    )
+    (folder / 'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='PreTrainedTokenizerFast') | config))
     if template:
         (folder / 'chat_template.jinja').write_text(template)
     return folder
@@ -214,16 +194,8 @@ def test_an_end_token_that_begins_a_turn_is_an_error_and_the_template_has_the_ri
 
 def test_another_end_token_is_said(tmp_path):
     with pytest.warns(UserWarning, match="'<end_of_turn>'.*stop at '<eos>'"):
-        tok = chat(
-            tmp_path,
-            GEMMA,
-            '<bos>',
-            '<eos>',
-            '<start_of_turn>',
-            '<end_of_turn>',
-            bos_token='<bos>',
-            eos_token='<eos>',
-        )
+        tok = chat(tmp_path, GEMMA, '<bos>', '<eos>', '<start_of_turn>', '<end_of_turn>', bos_token='<bos>',
+                   eos_token='<eos>')
     assert turn_end(tok) == '<end_of_turn>'
 
 
@@ -276,16 +248,10 @@ def touch(folder: Path, *names) -> Path:
             ['config.json', 'pytorch_model.bin', 'tokenizer.json'],
             r'pytorch_model.bin is weights as a pickle.*never opened',
         ),
-        (
-            ['config.json', 'pytorch_model-00001-of-00002.bin', 'pytorch_model.bin.index.json'],
-            'is weights as a pickle',
-        ),
+        (['config.json', 'pytorch_model-00001-of-00002.bin', 'pytorch_model.bin.index.json'], 'is weights as a pickle'),
         (['consolidated.00.pth', 'params.json', 'tokenizer.model'], 'consolidated.00.pth is weights as a pickle'),
         (['weights.pt'], 'weights.pt is weights as a pickle'),
-        (
-            ['adapter_config.json', 'adapter_model.safetensors', 'tokenizer.json'],
-            'is a LoRA adapter.*merge_and_unload',
-        ),
+        (['adapter_config.json', 'adapter_model.safetensors', 'tokenizer.json'], 'is a LoRA adapter.*merge_and_unload'),
         (['adapter_config.json', 'adapter_model.bin', 'README.md'], 'is a LoRA adapter'),
         (
             ['optimizer.pt', 'scheduler.pt', 'rng_state.pth', 'trainer_state.json', 'training_args.bin'],
@@ -297,10 +263,7 @@ def touch(folder: Path, *names) -> Path:
         (['config.json', 'flax_model.msgpack'], 'for Flax or TensorFlow'),
         (['tokenizer.json', 'tokenizer_config.json'], 'belongs to a tokenizer; there is no model'),
         (['config.json', 'tokenizer.json'], 'holds config.json, tokenizer.json: if a run should write weights here'),
-        (
-            ['config.json', 'consolidated.safetensors'],
-            'not a name that transformers knows: call it model.safetensors',
-        ),
+        (['config.json', 'consolidated.safetensors'], 'not a name that transformers knows: call it model.safetensors'),
         (['model_index.json'], 'diffusion pipeline'),
         (
             ['config.json', 'checkpoint-500/model.safetensors', 'checkpoint-500/config.json'],
@@ -412,16 +375,8 @@ def write_gguf(path: Path, arch: str = 'llama', **more) -> Path:
     tokens, rng = list(tokenizer['vocab']), np.random.default_rng(0)
     w = gguf.GGUFWriter(str(path), arch)
     w.add_name('tiny')
-    for key, value in dict(
-        context_length=128,
-        embedding_length=32,
-        block_count=1,
-        feed_forward_length=64,
-        head_count=2,
-        head_count_kv=2,
-        vocab_size=len(tokens),
-        rope_dimension_count=16,
-    ).items():
+    for key, value in dict(context_length=128, embedding_length=32, block_count=1, feed_forward_length=64, head_count=2,
+                           head_count_kv=2, vocab_size=len(tokens), rope_dimension_count=16).items():
         getattr(w, f'add_{key}')(value)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_rope_freq_base(10000.0)
@@ -436,12 +391,8 @@ def write_gguf(path: Path, arch: str = 'llama', **more) -> Path:
         w.add_string(key.replace('_', '.', 1), value) if isinstance(value, str) else w.add_uint16(
             key.replace('_', '.', 1), value
         )
-    shapes = {
-        'token_embd': (len(tokens), 32),
-        'blk.0.ffn_gate': (64, 32),
-        'blk.0.ffn_up': (64, 32),
-        'blk.0.ffn_down': (32, 64),
-    }
+    shapes = {'token_embd': (len(tokens), 32), 'blk.0.ffn_gate': (64, 32), 'blk.0.ffn_up': (64, 32),
+              'blk.0.ffn_down': (32, 64)}
     shapes |= {f'blk.0.attn_{k}': (32, 32) for k in ('q', 'k', 'v', 'output')}
     for name, shape in shapes.items():
         values = rng.normal(0, 0.02, shape).astype(np.float32)
@@ -537,3 +488,30 @@ def test_a_ready_copy_has_the_options_written_down(tmp_path):
     assert (out / 'model.safetensors').samefile(src / 'model.safetensors')
     with pytest.raises(FileExistsError, match='name a new folder'):
         ready_copy(src, out)
+
+
+TURNS = '{% for m in messages %}<|im_start|>{{ m.role }}\n%s<|im_end|>\n{% endfor %}'
+HEADER = '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+ALTERED = [
+    ('{{ m.content[0].text }}', 'changes the user'),  # takes a list of parts: the question would be missing
+    ('{{ m.content | upper }}', 'changes the user'),
+    ("{{ m.content.split('?')[0] }}", 'changes the user'),
+    ('{{ m.content[:10] }}', 'changes the user'),
+    ("{{ m.content | replace('\\n', ' ') }}", 'changes the user'),
+    ('{{ m.content | e }}', 'changes the user'),
+    ('', 'changes the user'),
+]
+
+
+@pytest.mark.parametrize('content, said', ALTERED)
+def test_a_template_that_loses_the_question_is_told(tmp_path, content, said):
+    tok = chat(tmp_path, TURNS.replace('%s', content) + HEADER, '<|im_start|>', '<|im_end|>', eos_token='<|im_end|>')
+    with pytest.raises(ValueError, match=said):
+        chat_prompt(tok, 'Is 2 < 3?\n\nSay yes or no.')
+
+
+def test_a_template_without_a_header_is_told_before_the_weights_are_read(tmp_path):
+    plain = TURNS.replace('%s', '{{ m.content }}')
+    tok = chat(tmp_path, plain, '<|im_start|>', '<|im_end|>', eos_token='<|im_end|>')
+    with pytest.raises(ValueError, match="before the assistant's text"):
+        check_system(tok, '')

@@ -1,49 +1,31 @@
-"""Every notebook by the command the README gives, from the repository root, at its defaults (08 in a smaller size).
+"""Every notebook by the command the README gives, from the repository root, at its defaults.
 
 Misspelt parameters are refused."""
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill
 
 from conftest import ROOT, notebooks, stages
 from mcft.core import check_params, notebook_params, run_notebook
 from measure.notebooks import error_lines, long_outputs
 
 STAGES = stages()
-# minutes at its defaults, which nbdev_test runs
-SMALLER = {'09_rl.ipynb': ('-p', 'n_steps', '4', '-p', 'eval_problems', '4')}
 
 
-def papermill(name, out, *args):
-    "The executed copy goes to `out`, never into nbs/."
-    return subprocess.run([sys.executable, '-m', 'papermill', f'nbs/{name}', str(out), '--no-progress-bar', *args],
-                          cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-
-@pytest.fixture(scope='module')
-def runs(request, tmp_path_factory):
-    "The selected notebooks, two at a time: name -> running papermill."
-    folder = tmp_path_factory.mktemp('executed')
-    names = [i.callspec.params['executed'] for i in request.session.items
-             if 'executed' in getattr(getattr(i, 'callspec', None), 'params', {})]
-    with ThreadPoolExecutor(int(os.environ.get('TEST_WORKERS', 2))) as pool:
-        out = {n: folder/n.replace('/', '-') for n in names}
-        yield {n: (out[n], pool.submit(papermill, n, out[n], *SMALLER.get(n, ()))) for n in names}
-
-
-@pytest.mark.parametrize('executed', notebooks())
-def test_runs_from_the_root(runs, executed):
-    path, run = runs[executed]
-    done = run.result()
-    assert done.returncode == 0, done.stderr[-3000:]
-    nb = nbformat.read(path, 4)
+@pytest.mark.parametrize('name', notebooks())
+def test_runs_from_the_root(name, tmp_path, monkeypatch):
+    "The command without a process of its own; the executed copy never goes into nbs/."
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(papermill, [f'nbs/{name}', str(tmp_path/'out.ipynb'), '--no-progress-bar'])
+    assert done.exit_code == 0, str(done.exception)[-3000:]
+    nb = nbformat.read(tmp_path/'out.ipynb', 4)
     assert all(c.execution_count for c in nb.cells if c.cell_type == 'code'
-               and c.source.strip()), f'{executed}: a cell was not run'
-    assert error_lines(nb) == [] and long_outputs(nb) == [], f'{executed}: warnings or logs'
+               and c.source.strip()), f'{name}: a cell was not run'
+    assert error_lines(nb) == [] and long_outputs(nb) == [], f'{name}: warnings or logs'
 
 
 @pytest.mark.parametrize('name', STAGES)
@@ -56,7 +38,8 @@ def test_misspelt_parameter_is_refused_before_anything_runs(name, tmp_path):
 
 
 def test_papermill_alone_refuses_a_misspelt_parameter(tmp_path):
-    done = papermill('03_masking.ipynb', tmp_path/'out.ipynb', '-p', 'mask_raet', '0.5')
+    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/03_masking.ipynb', str(tmp_path/'out.ipynb'), '-p',
+                           'mask_raet', '0.5'], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0 and "'mask_raet' is no parameter" in done.stderr
 
 

@@ -51,10 +51,10 @@ def test_a_report_runs_once_and_is_read_again(tmp_path):
     (tmp_path/'train.jsonl').write_text(json.dumps(dict(question=long)) + '\n')
     row = dict(id='p1', source='toy', split='toy', question=long.upper(), answer='1/27', family='x', level=1)
     (tmp_path/'problems.jsonl').write_text(json.dumps(row) + '\n')
-    cfg = OverlapConfig(str(tmp_path/'train.jsonl'), '', str(tmp_path/'problems.jsonl'), ('toy',))
-    first = report(cfg, str(tmp_path/'run'))
+    cfg = OverlapConfig(tmp_path/'train.jsonl', '', tmp_path/'problems.jsonl', ('toy',), out_dir=tmp_path/'run')
+    first = report(cfg)
     assert list(first.exact) == [1]*4 and (tmp_path/'run'/'run.json').exists()
-    again = report(cfg, str(tmp_path/'run'))
+    again = report(cfg)
     assert again.values.tolist() == first.values.tolist()
     assert 'train_question' in (tmp_path/'run'/'overlap_pairs.csv').read_text()
 

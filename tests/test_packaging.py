@@ -20,7 +20,7 @@ from conftest import ROOT
 from measure import packaging
 from test_setup import MODULES, copy_to, groups, requirements
 
-LIGHT = [m for m in MODULES if m not in ('dataset', 'midtrain', 'preference', 'rl', 'train', 'trainer')]
+LIGHT = [m for m in MODULES if m not in ('dataset', 'midtrain', 'preference', 'preflight', 'rl', 'train', 'trainer')]
 # Python's own finders, without the packages that an empty environment with `pip install .` would lack.
 HIDE = '''
 import sys
@@ -83,7 +83,7 @@ def test_wheel_and_sdist_hold_what_runs(built, settings):
     version = settings['version']
     names = set(zipfile.ZipFile(built/f'mcft-{version}-py3-none-any.whl').namelist())
     with tarfile.open(built/f'mcft-{version}.tar.gz') as t: source = {n.partition('/')[2] for n in t.getnames()}
-    modules = {f'mcft/{p.name}' for p in (ROOT/'mcft').glob('*.py')} | {'mcft/py.typed'}
+    modules = {f'mcft/{p.name}' for p in (ROOT/'mcft').iterdir() if p.is_file()}
     files = {str(p.relative_to(ROOT)) for d in ('configs', 'data/paper') for p in (ROOT/d).rglob('*') if p.is_file()}
     info = {n for n in names if n.startswith(f'mcft-{version}.dist-info/')}
     assert names - info == modules | {f'mcft/repo/{f}' for f in files}

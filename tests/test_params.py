@@ -5,6 +5,8 @@ import json, math, random, re
 from importlib import import_module
 import pytest
 from fastcore.test import test_fail as fails
+import numpy as np
+from mcft import params
 from mcft.core import repo_root
 from mcft.params import ParameterError, _assigned, _notebook_classes, read_params, sync_cell
 
@@ -82,3 +84,31 @@ def test_a_misspelt_name_is_refused(path):
     name = next(iter(values))
     fails(lambda: read_params(*classes, scope=values | {'In': ['', f'# Parameters\n{name}s = 3\n']}),
           contains=f"did you mean {name!r}?")
+
+
+KINDS = [(params.Texts, ['a', 'a']), (params.Texts, ['']), (params.Texts, [' ']), (params.Texts, {'b', 'a'}),
+         (params.Names, []), (params.Names, ['a', 'b', 'a']), (params.Sizes, [2, 2]), (params.Sizes, {1}),
+         (params.Sizes, [True]), (params.Steps, 0), (params.Steps, -2), (params.Temperature, 5e-324),
+         (params.Temperature, 1e-4), (params.Temperature, -0.1), (params.Fraction, np.True_),
+         (params.Count, np.False_), (params.Seed, np.int64(1)), (params.Number, 10**400)]
+
+
+@pytest.mark.parametrize('kind, bad', KINDS, ids=lambda x: repr(x)[:30])
+def test_a_value_no_run_could_mean_is_refused(kind, bad):
+    class One:
+        x: kind
+    with pytest.raises(ParameterError, match=r'^x is .*expected (0|a)'): params.parameters(One)(x=bad)
+
+
+OPTIONS = [{'timeout': True}, {'timeout': 'long'}, {'concurrency': 0}, {'max_retries': 1.5}, {'tempo': 1}, {1: 2},
+           {'extra_body': {'stream': True}}, {'extra_body': {'n': 4}}, {'extra_body': {'a': math.nan}},
+           {'extra_body': {'a': {1, 2}}}, {'request_names': {'seed': 3}}, {'dtype': 'int8'}, {'model': 'x'},
+           {'key_env': 'not a name'}, {'end_counted': 'no'}, {'engine': {'trust_remote_code': True}}]
+
+
+@pytest.mark.parametrize('options', OPTIONS, ids=str)
+@pytest.mark.parametrize('stage', ['01_data', '05_eval'])
+def test_options_of_a_back_end_are_checked_with_the_other_parameters(stage, options):
+    classes, values, _ = read(next(p for p in BOOKS if p.stem == stage))
+    with pytest.raises(ParameterError, match='backend_options|' + str(next(iter(options)))):
+        read_params(*classes, scope=values | dict(backend_options=options))

@@ -1,8 +1,12 @@
 """The pocket world as a whole: the committed base, its corpus and the problem sets belong together."""
 from concurrent.futures import ProcessPoolExecutor
 
+import pandas as pd
+import pytest
+
 from mcft.core import read_rows, run_info
-from mcft.pocket import BENCHMARKS, corpus_row, problem_set, read_question, split_of
+from mcft.pocket import BENCHMARKS, chain_result, corpus_row, is_careful, problem_set, read_question, split_of
+from measure import sensitivity
 
 N_JOBS, CHUNK = 2, 20_000
 
@@ -42,3 +46,28 @@ def test_problem_file_is_what_the_code_draws():
 def test_corpus_row_does_not_depend_on_order():
     a = [corpus_row(0, i) for i in (5, 3, 4)]
     assert a == [corpus_row(0, i) for i in (5, 3, 4)] and a[1] == corpus_row(0, 3)
+
+
+def test_what_the_base_expects_is_what_the_rows_say():
+    "Measured again on the committed base and critiques."
+    rows = pd.read_csv(sensitivity.OUT).set_index('measure')
+    again = sensitivity.summary(sensitivity.critique_losses(sensitivity.critiques()), sensitivity.critiques())
+    for name, value, n in again:
+        assert rows.value[name] == pytest.approx(value, abs=2e-4) and rows.n[name] == n, name
+    ended = pd.read_csv(sensitivity.ROOT/'data'/'results'/'ablation_arms.csv').set_index('arm')
+    assert rows.value['base_right'] == pytest.approx(ended.accuracy['base'])
+    assert set(rows.index) - {name for name, *_ in again} == {f'base_{k}' for k in (
+        'right', 'boxed', 'careful', 'chain_right', 'chain_is_box', 'right_if_careful')}
+
+
+@pytest.mark.parametrize('chain, careful, result', [
+    ('10-4=6\n56-32=24\n24/6=4', True, '4'), ('(56-32)/(10-4)=4', False, '4'), ('', False, ''),
+    ('10-4=6\n\\boxed{4}', True, '6')])
+def test_a_chain_is_read_apart_from_the_box(chain, careful, result):
+    assert is_careful(chain) == careful and chain_result('Solve 10x+32=4x+56.', chain) == result
+
+
+def test_the_chain_of_euclid_ends_in_its_last_divisor():
+    gcd = next(p for p in read_rows('data/pocket/problems.jsonl.gz', 'problems') if p['split'] == 'gcd')
+    assert chain_result(gcd['question'], '168mod114=54\n114mod54=6\n54mod6=0') == '6'
+    assert chain_result('Solve 10x+32=4x+56.', '54mod6=0') == '0'

@@ -10,20 +10,8 @@ import pytest
 from killing import kill_after, small_student
 from mcft.core import arm_of, read_rows, sha256_file
 from mcft.eval import read_arm
-from mcft.preference import (
-    NEAR,
-    PreferenceConfig,
-    displacement,
-    distance,
-    edit_distance,
-    encode_pairs,
-    make_pairs,
-    pair_logps,
-    pick_pairs,
-    prefer,
-    redi_loss,
-    rewrite_candidates,
-)
+from mcft.preference import (NEAR, PreferenceConfig, displacement, distance, edit_distance, encode_pairs, make_pairs,
+                             pair_logps, pick_pairs, prefer, redi_loss, rewrite_candidates)
 
 FILES = ("pairs.jsonl", "pair_stats.csv", "train_log.jsonl", "displacement.csv", "model.safetensors")
 
@@ -34,24 +22,10 @@ def inputs(tmp_path_factory):
 
 
 def config(d, name: str, **kw) -> PreferenceConfig:
-    return PreferenceConfig(
-        **{
-            **dict(
-                model_dir=str(d / "model"),
-                rollouts=str(d / "rollouts.jsonl"),
-                problems="data/pocket/problems.jsonl.gz",
-                out_dir=str(d / name),
-                lr=1e-3,
-                epochs=6,
-                batch_size=4,
-                max_length=256,
-                save_steps=5,
-                watch_steps=10,
-                device="cpu",
-            ),
-            **kw,
-        }
-    )
+    usual = dict(model_dir=str(d / "model"), rollouts=str(d / "rollouts.jsonl"),
+                 problems="data/pocket/problems.jsonl.gz", out_dir=str(d / name), lr=1e-3, epochs=6, batch_size=4,
+                 max_length=256, save_steps=5, watch_steps=10, device="cpu", )
+    return PreferenceConfig(**usual | kw)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import ast
 import hashlib
 import http.server
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from functools import partial
 import pandas as pd
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, needs_files
 from mcft import released
 from mcft.core import check_row
 from mcft.released import BENCHMARKS, benchmark_problems, fetch, fill, git_blob, paper_rows
@@ -214,7 +213,7 @@ def test_no_pickle_is_ever_opened():
         assert not {'pickle', 'cloudpickle', 'joblib', 'dill'} & names and not {'read_pickle', 'Unpickler'} & attrs
 
 
-@pytest.mark.skipif(not os.environ.get('MCFT_DATA_DIR'), reason='needs the raw files: MCFT_DATA_DIR')
+@needs_files
 def test_real_benchmarks():
     problems = {n: benchmark_problems(n) for n in BENCHMARKS}
     assert {n: len(p) for n, p in problems.items()} == BENCHMARKS

@@ -1,20 +1,18 @@
 """Review by people: page and widget in a real browser, hostile text in every field, from click to reviewed set."""
 import json
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from playwright.sync_api import sync_playwright
 
-from conftest import ROOT
+from conftest import BROWSER, ROOT, needs_browser
 from mcft import review
 from mcft.core import check_row, read_rows, write_rows
 
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason='no chromium or google-chrome on the path')
 
 HOSTILE = {
     'image': '<img src=x onerror="window.pwned=1;alert(1)">',
@@ -280,18 +278,16 @@ def test_formulas_are_bounded_in_time_and_never_raise():
 
 
 def test_the_stage_from_files_to_the_reviewed_set(tmp_path):
-    cfg = review.ReviewConfig('data/pocket/critiques.jsonl', 'data/pocket/rollouts.jsonl',
-                              'data/pocket/problems.jsonl.gz', 10, 0)
+    cfg = review.ReviewConfig(n_rows=10, out_dir=tmp_path/'run')
     sample, problems = review.sample_of(cfg), read_rows(cfg.problems, 'problems')
     for name, drops in (('ada', 2), ('bob', 3)):
-        write_rows(tmp_path/f'{name}.jsonl', [review.decision_row(r, name, 'drop' if i < drops else 'keep') for i,
-                                              r in enumerate(sample)], 'decisions')
-    cfg = review.ReviewConfig(cfg.critiques, cfg.rollouts, cfg.problems, 10, 0,
-                              (str(tmp_path/'ada.jsonl'), str(tmp_path/'bob.jsonl')))
-    table = review.run_review(cfg, tmp_path/'run')
+        said = [review.decision_row(r, name, 'drop' if i < drops else 'keep') for i, r in enumerate(sample)]
+        write_rows(tmp_path/f'{name}.jsonl', said, 'decisions')
+    cfg = replace(cfg, decisions=(str(tmp_path/'ada.jsonl'), str(tmp_path/'bob.jsonl')))
+    table = review.run_review(cfg)
     counts = dict(zip(table.step, table.rows))
     assert (counts['reviewed'], counts['kept before'] - counts['kept after'], counts['dropped by review']) == (10, 3, 3)
     reviewed = read_rows(tmp_path/'run'/'critiques.jsonl', 'critiques')
     assert {c['id'] for c in reviewed if c['reason'] == 'review: dropped'} == {r['id'] for r in sample[:3]}
     assert 'ada,bob,10,9' in (tmp_path/'run'/'agreement.csv').read_text()
-    assert table.equals(review.run_review(cfg, tmp_path/'run')) and len(problems) > 0
+    assert table.equals(review.run_review(cfg)) and len(problems) > 0

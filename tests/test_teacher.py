@@ -160,16 +160,9 @@ def test_a_word_does_not_pay(asked, tmp_path, word):
     with FaultServer() as s:
         with pytest.raises(ValueError, match='confirm is .*, expected True or False'):
             config(asked, s.url, confirm=word)
-        params = dict(
-            problems=f'{asked}/problems.jsonl',
-            rollouts=f'{asked}/rollouts.jsonl',
-            teacher_name='openai',
-            model='teacher',
-            base_url=s.url,
-            prices=dict(teacher=[1, 1]),
-            confirm=word,
-            out_dir=str(tmp_path / 'run'),
-        )
+        params = dict(problems=f'{asked}/problems.jsonl', rollouts=f'{asked}/rollouts.jsonl', teacher_name='openai',
+                      model='teacher', base_url=s.url, prices=dict(teacher=[1, 1]), confirm=word,
+                      out_dir=str(tmp_path / 'run'))
         if word == 'false':
             with pytest.raises(Exception, match="confirm is 'false', expected True or False"):
                 run_notebook('nbs/02_critique.ipynb', tmp_path / '02.ipynb', params, examples=False)
@@ -302,20 +295,9 @@ def test_a_key_is_in_no_file_and_no_message(asked, tmp_path, monkeypatch, right)
     for name, value in dict(MCFT_MARKER_KEY=sent, OPENAI_LOG='debug', PYTHONPATH=str(ROOT)).items():
         monkeypatch.setenv(name, value)
     with FaultServer(key=KEY, share=0.2, kinds=('429', '500', 'reset', 'answer')) as s:
-        params = dict(
-            problems=f'{asked}/problems.jsonl',
-            rollouts=f'{asked}/rollouts.jsonl',
-            teacher_name='openai',
-            model='teacher',
-            base_url=s.url,
-            key_env='MCFT_MARKER_KEY',
-            prices=dict(teacher=[1, 1]),
-            confirm=True,
-            max_tokens=1000,
-            first_wait=0.02,
-            repairs=1,
-            out_dir=str(tmp_path / 'run'),
-        )
+        params = dict(problems=f'{asked}/problems.jsonl', rollouts=f'{asked}/rollouts.jsonl', teacher_name='openai',
+                      model='teacher', base_url=s.url, key_env='MCFT_MARKER_KEY', prices=dict(teacher=[1, 1]),
+                      confirm=True, max_tokens=1000, first_wait=0.02, repairs=1, out_dir=str(tmp_path / 'run'))
         said = ''
         try:
             run_notebook('nbs/02_critique.ipynb', tmp_path / 'run' / '02_critique.ipynb', params, examples=False)

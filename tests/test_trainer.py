@@ -8,22 +8,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from killing import tiny_model
 from mcft.mask import IGNORE
-from mcft.trainer import (
-    EpochConfig,
-    EpochOrder,
-    LabelGuard,
-    check_ids,
-    key_params,
-    last_state,
-    split_validation,
-    state_step,
-    trainer_arguments,
-    use_label_head,
-)
+from mcft.trainer import (EpochConfig, EpochOrder, LabelGuard, check_ids, key_params, last_state, split_validation,
+                          state_step, trainer_arguments, use_label_head)
 
 
 @pytest.mark.parametrize(
@@ -176,26 +166,9 @@ def test_a_replaced_input_belongs_to_its_epoch():
 # The loss.
 
 
-def model() -> Qwen2ForCausalLM:
-    "Small, with untied weights."
-    torch.manual_seed(0)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=40,
-            hidden_size=32,
-            num_hidden_layers=2,
-            intermediate_size=64,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            tie_word_embeddings=False,
-        )
-    )
-
-
 def test_the_label_head_is_the_models_own_loss():
     "Loss, gradient, loss of each token, no label at all, no labels given."
-    plain, ours = model(), model()
+    plain, ours = (tiny_model(40, tie_word_embeddings=False) for _ in range(2))
     use_label_head(ours)
     use_label_head(ours)  # a second time changes nothing
     rows = [dict(input_ids=x, labels=y) for x, y in zip(IDS, FIRST)]

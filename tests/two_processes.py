@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from killing import tiny_model
 from mcft.devices import check_world, found_strategy, is_main
 from mcft.train import LabelGuard, TrainConfig, train, use_label_head
 
@@ -22,21 +23,7 @@ class Stop(TrainerCallback):
 
 def tiny():
     "The same weights in each process."
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=40,
-            hidden_size=32,
-            num_hidden_layers=2,
-            intermediate_size=64,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            tie_word_embeddings=False,
-        )
-    )
+    return tiny_model(40, max_position_embeddings=64, tie_word_embeddings=False)
 
 
 def steps(model, ids, n_items: int, scale: int) -> list[float]:

@@ -1,0 +1,78 @@
+"""The paper's run at toy size: `make rehearse`, or `python tests/rehearse.py`.
+
+It makes what configs/paper_mini.yaml reads (problems in the shape of LIMO's file, a student with a chat template like
+DeepSeek's, four small benchmarks under the paper's names), starts a teacher behind HTTP that breaks now and then, and
+runs the workflow once, from problems to tables."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+
+from fault_server import ROOT, FaultServer
+
+CONFIG, INPUTS, RUN = 'configs/paper_mini.yaml', 'runs/paper_mini_inputs', 'runs/paper_mini'
+# The shape of DeepSeek's: a system turn stands bare in front, a thought of an earlier turn is dropped, the generation
+# prompt opens one.
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}"
+    "{% elif m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}"
+    "{% else %}{{ '<｜Assistant｜>' + m['content'].split('</think>')[-1] + eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
+)
+BENCHMARKS = dict(aime24='long', amc23='gcd', math500='chain', olympiadbench='equation')  # paper's name -> pocket's
+
+
+def make_inputs(folder: Path):
+    "Write problems, benchmarks and the two models."
+    from mcft.core import read_rows, write_rows
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    problems = read_rows('data/pocket/problems.jsonl.gz', 'problems')
+    solutions = {s['problem_id']: s['reasoning'] for s in read_rows('data/pocket/solutions.jsonl.gz', 'solutions')}
+    train = [p for p in problems if p['split'] == 'train'][:40]
+    rows = [dict(question=p['question'], solution=solutions[p['id']], answer=p['answer']) for p in train]
+    pd.DataFrame(rows).to_parquet(folder / 'limo.parquet')
+    named = [dict(p, split=b) for b, own in BENCHMARKS.items() for p in problems if p['split'] == own]
+    write_rows(folder / 'benchmarks.jsonl', named, 'problems')
+    for name, source in dict(student='base', r1='early').items():
+        shutil.copytree(ROOT / 'data/pocket' / source, folder / name, ignore=shutil.ignore_patterns('run.json', '*.md'))
+        (folder / name / 'chat_template.jinja').write_text(TEMPLATE)
+
+
+def command(url: str, *more: str) -> list[str]:
+    "The workflow, with the teacher's address and the answer yes."
+    given = ['confirm=True', f'critique={{base_url: {url}}}']
+    if not find_spec('bitsandbytes'):
+        given.append('train={optimizer: adamw_torch}')
+        print('rehearse: bitsandbytes is not installed, adamw_torch stands in for 8-bit Adam')
+    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--nolock', '--rerun-incomplete', '--quiet', 'rules',
+            'host', '--configfile', CONFIG, '--config', *given, *more]
+
+
+def rehearse() -> float:
+    "Run everything once; returns the wall time in seconds."
+    os.chdir(ROOT)
+    shutil.rmtree(ROOT / RUN, ignore_errors=True)
+    make_inputs(ROOT / INPUTS)
+    started = time.perf_counter()
+    env = os.environ | dict(REHEARSAL_KEY='any-key', HF_HUB_OFFLINE='1', PYTHONPATH=str(ROOT))
+    with FaultServer(share=0.2, hang=25.0) as teacher:
+        subprocess.run(command(teacher.url), check=True, env=env)
+        counts = teacher.counts()['kinds']
+    seconds = time.perf_counter() - started
+    print(f'rehearse: {seconds:.0f} s, the teacher answered {json.dumps(counts)}')
+    print((ROOT / RUN / 'results/table1.md').read_text())
+    return seconds
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(ROOT))
+    rehearse()

