@@ -6,8 +6,8 @@
 __all__ = ['MODEL_FILES', 'SCHEMAS', 'repo_root', 'resolve', 'is_hub', 'model_source', 'model_files', 'run_key', 'stable_seed',
            'sha256_file', 'check_row', 'write_rows', 'write_if_changed', 'parse_row', 'stream_rows', 'read_rows',
            'cut_torn', 'append_rows', 'short_reason', 'join_sources', 'by_problem', 'cpu', 'versions', 'git_commit',
-           'hash_inputs', 'Run', 'run_info', 'check_out_dir', 'start_run', 'arm_of', 'read_arm', 'continued_arm',
-           'notebook_params', 'check_params', 'without_examples', 'run_notebook', 'progress']
+           'hash_inputs', 'Run', 'run_info', 'check_out_dir', 'check_committed', 'start_run', 'arm_of', 'read_arm',
+           'continued_arm', 'notebook_params', 'check_params', 'without_examples', 'run_notebook', 'progress']
 
 # %% ../nbs/lib/01_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, io, json, math, os, platform, resource, shutil, subprocess, sys, time, zlib
@@ -458,10 +458,10 @@ def run_info(
     return info
 
 # %% ../nbs/lib/01_core.ipynb #5c0a1d31
-def _tracked(folder: Path) -> str|None: # the first file in the folder that git tracks; None = there is none, or no git
+def _listed(folder: Path, *kinds: str) -> str|None: # the first file there that git lists; None = none, or no git
     if not folder.is_dir(): return None
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} # such as a hook's, of another clone
-    ask = ["git", "-c", "safe.directory=*", "-C", str(folder), "ls-files", "-z", "."] # a clone of another user too
+    ask = ["git", "-c", "safe.directory=*", "-C", str(folder), "ls-files", "-z", *kinds, "."] # another user's clone too
     try: found = subprocess.run(ask, capture_output=True, env=env)
     except FileNotFoundError: return None
     return os.fsdecode(found.stdout.split(b"\0")[0]) or None
@@ -488,7 +488,17 @@ def check_out_dir(
         if _is_same(place, path): raise ValueError(f"out_dir {str(folder)!r} is {what}: {advice}")
         if any(_is_same(p, path) for p in place.resolve().parents):
             raise ValueError(f"out_dir {str(folder)!r} lies above {what}: {advice}")
-    if name := _tracked(path): raise ValueError(f"out_dir {str(folder)!r} holds {name}, which git tracks: {advice}")
+    if name := _listed(path): raise ValueError(f"out_dir {str(folder)!r} holds {name}, which git tracks: {advice}")
+    return path
+
+def check_committed(
+    folder: str|Path, # of files that are committed, such as a published checkpoint
+) -> Path: # absolute; it need not exist
+    "Return the path of a folder that is to be published; raises `ValueError` where it has changes of the user's own."
+    path = resolve(folder)
+    if name := _listed(path, "--modified", "--others", "--exclude-standard"):
+        raise ValueError(f"{path/name} has changes that are not committed, and publishing would overwrite the folder: "
+                         "commit them, or put them away first")
     return path
 
 # %% ../nbs/lib/01_core.ipynb #5c0a1d32

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-from .core import Run, continued_arm, read_rows, resolve, run_info, stable_seed
+from .core import Run, check_committed, continued_arm, read_rows, resolve, run_info, stable_seed
 from .devices import use_cpu
 from .mask import IGNORE
 from .models import chat_prompt, check_room, check_system, load_tokenizer, opened_part, prompt_ids
@@ -376,7 +376,7 @@ def publish_early(
 ) -> pd.DataFrame: # dev.csv: step, set, n, right, weights
     "Write weights in bfloat16, tokenizer, log, run.json, dev accuracies and a card."
     from safetensors.torch import load_file, save_file
-    src, dst = resolve(src), resolve(dst)
+    src, dst = resolve(src), check_committed(dst)
     info = run_info(src)
     dst.mkdir(parents=True, exist_ok=True)
     if info is None:

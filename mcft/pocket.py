@@ -15,7 +15,7 @@ __all__ = ['SPLITS', 'N_REGISTERS', 'P_HASTY', 'P_WRONG', 'LAYOUTS', 'BOS', 'EOS
 import random, re, shutil, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from .core import progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import check_committed, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .format import TAGS, critique_prompt, solution_text, target_text
 from .params import Count, LearningRate, Name, ParameterError, Seed, Size, parameters, read_params
 
@@ -862,7 +862,7 @@ def publish_base(
     dst: str|Path = "data/pocket/base", # committed folder
 ) -> list[dict]: # dev scores
     "Copy weights, tokenizer and run.json, and write the card."
-    src, dst = resolve(src), resolve(dst)
+    src, dst = resolve(src), check_committed(dst)
     info, scores = run_info(src), dev_scores(src)
     if info is None:
         raise FileNotFoundError(f"{src} has no run.json: the base is not trained to the end; run `make base` again, it "

@@ -12,7 +12,7 @@ __all__ = ['PACKAGE', 'GGUF', 'GGUF_SHA256', 'PAD', 'ADAPTER', 'package_file', '
 import hashlib, importlib.util, json, shutil, sys
 from dataclasses import asdict
 from pathlib import Path
-from .core import MODEL_FILES, resolve, run_info, sha256_file, start_run, write_rows
+from .core import MODEL_FILES, check_committed, resolve, run_info, sha256_file, start_run, write_rows
 from .format import solution_text
 from .generate import Sampling, complete_batch, load, plan_batches
 from .grading import extract_boxed
@@ -381,7 +381,7 @@ def publish_student(
     import torch
     from safetensors.torch import load_file, save_file
 
-    src, dst = resolve(src), resolve(dst)
+    src, dst = resolve(src), check_committed(dst)
     info = run_info(src)
     if info is None:
         raise FileNotFoundError(

@@ -1,7 +1,7 @@
 """Run folders under bad treatment: what a rerun may delete, and what stops it before anything is changed."""
 import json, os, shutil, subprocess, sys
 import pytest
-from mcft.core import check_out_dir, run_info, start_run
+from mcft.core import check_committed, check_out_dir, run_info, start_run
 
 
 def begin(folder, n=1, writes=('rows.jsonl',)):
@@ -90,6 +90,20 @@ def test_a_tracked_folder_is_found_whatever_git_is_told(trap, tmp_path, monkeypa
         if os.getuid(): pytest.skip('only root can give a folder away')
         for p in (tmp_path, *tmp_path.rglob('*')): os.chown(p, 1234, 1234)
     with pytest.raises(ValueError, match='which git tracks'): check_out_dir(tmp_path/('l' if trap == 'link' else 'd'))
+
+
+def test_a_published_folder_with_changes_of_ones_own_is_not_overwritten(tmp_path):
+    git(tmp_path, 'init', '-q')
+    folder, own = tmp_path/'base', ('-c', 'user.name=a', '-c', 'user.email=a@b')
+    assert check_committed(folder) == folder
+    folder.mkdir()
+    (folder/'README.md').write_text('a card')
+    with pytest.raises(ValueError, match='README.md has changes that are not committed'): check_committed(folder)
+    git(tmp_path, 'add', '.')
+    git(tmp_path, *own, 'commit', '-qm', 'a')
+    assert check_committed(folder) == folder
+    (folder/'README.md').write_text('a better card')
+    with pytest.raises(ValueError, match='README.md has changes that are not committed'): check_committed(folder)
 
 
 @pytest.mark.parametrize('place, says', [('{}/file/sub', 'is a file'), ('{}/.git/run', "git's own folder"),
