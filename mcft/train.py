@@ -762,8 +762,9 @@ def launch(
 ) -> dict: # contents of run.json
     "Train in `num_processes` processes."
     config = resolve(cfg.out_dir)/"train_config.json"
-    words, cpu = ["--config", str(config)], check_platform(cfg)
+    words, cpu = ["--config", str(config)], use_cpu(cfg.device)
     command = launch_command("mcft.train", words, cfg.num_processes, cfg.strategy, cpu)
+    check_platform(cfg)
     run = open_run(cfg)
     if not run.done:
         config.write_text(json.dumps(asdict(replace(cfg, resume="same")), indent=1))

@@ -528,10 +528,12 @@ def run_training(
     use_cpu(cfg.device) # raises before the folder is made where a GPU is asked for and there is none
     run = from_main(open_run)
     if run.done: return run_info(run.folder)
-    with quiet(cfg.threads):
-        ready = prepare(run)
-        outcome = fit(ready, run)
-        accelerator, spread = ready.trainer.accelerator, ready.trainer.model_wrapped
-        sharded = found_strategy(accelerator, spread) != "ddp"
-        weights = accelerator.get_state_dict(spread) if sharded else None # every process gives its shards
-        return from_main(lambda: close_training(ready, run, outcome, weights))
+    try:
+        with quiet(cfg.threads):
+            ready = prepare(run)
+            outcome = fit(ready, run)
+            accelerator, spread = ready.trainer.accelerator, ready.trainer.model_wrapped
+            sharded = found_strategy(accelerator, spread) != "ddp"
+            weights = accelerator.get_state_dict(spread) if sharded else None # every process gives its shards
+            return from_main(lambda: close_training(ready, run, outcome, weights))
+    finally: run.hand_over() # after an interruption, another process may go on
