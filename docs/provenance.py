@@ -39,7 +39,7 @@ MAKERS = (  # the first pattern that fits
     *(Maker(f, 'nbs/06_ablation.ipynb', PAGE, 'make rows')
       for f in ('school', 'school_probe*', 'school_runs', 'school_families', 'school_arms', 'school_forms',
                 'school_power', 'school_endpoints')),
-    Maker('school_pilot', 'Snakefile', '', 'make pilot PROFILE=school'),
+    Maker('school_pilot*', 'Snakefile', '', 'make pilot PROFILE=school'),
     Maker('school_lr', 'Snakefile', '', 'make lr PROFILE=school_more'),
     Maker('school_*', 'nbs/worlds/04_school.ipynb', 'cfg = read_params(SchoolRun',
           'papermill nbs/worlds/04_school.ipynb OUT.ipynb -p gate True -p score True'),

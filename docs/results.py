@@ -59,6 +59,7 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     school_power=('The school world: power',
                   'Smallest difference (`mdd`, a fraction) seen with 80% power at the 5% level, from a pilot on dev.'),
     school_runs=('The school world: runs', 'What each run was trained on, where its losses ended, and where it ran.'),
+    school_pilot_runs=('The school world: runs of the pilot', 'Wall time, speed and peak memory, beside other work.'),
     school_lr=('The school world: a second learning rate', 'Dev scores of the search, with the thought opened.'),
     school_gate=('The school world: what its student expects',
                  'Nats of each part of a training example under the student.'),

@@ -11,12 +11,13 @@ import pytest
 
 from conftest import ROOT
 from mcft.ablation import KINDS
-from mcft.compare import load_rows, save_rows
+from mcft.compare import difference, load_rows, save_rows
 from mcft.core import write_rows
 from mcft.format import solution_text
 from mcft.grid import check_kept, has_rows, jobs, models, plan_keys, read_grid
 from mcft.report import ReportConfig, collect_rows, run_report
 from mcft.school import write_world
+from mcft.stats import crossed, crossed_mdd
 from mcft.words import chain_of, number_text, problem_row, symbolic_words
 
 SCHOOL = 'configs/school.yaml'
@@ -24,6 +25,25 @@ SCHOOL = 'configs/school.yaml'
 
 @pytest.fixture(scope='module')
 def grid(): return read_grid(SCHOOL)
+
+
+def test_the_numbers_of_the_plan_are_those_of_the_pilot(grid):
+    plan = (ROOT/'docs/pages/plan_school.md').read_text()
+    rows = load_rows(grid['pilot']['rows'])
+    right = rows.groupby(['arm', 'seed']).right.mean()
+    def of(arm): return ' and '.join(f'{100*x:.1f}%' for x in right[arm])
+    found = crossed(difference(rows, 'mcft 1.00', 'cft'))
+    points = [f'{100*found[k]:.1f}'.replace('-', '−') for k in ('diff', 'low', 'high')]
+    answers = rows[rows.arm == 'cft'].pivot(index='problem', columns='seed', values='right').to_numpy(float)
+    apart = np.mean(answers[:, 0] != answers[:, 1])
+    def seen(n, **var): return f'{100*crossed_mdd(n, 8, **var):.1f}'
+    pair = {k: found[k] for k in ('var_problem', 'var_seed', 'var_rest')}
+    alike = dict(var_problem=0, var_seed=.02**2, var_rest=apart)
+    for said in (f'student: {of("base")}', f'`cft`: {of("cft")}', f'`mcft` 1.00: {of("mcft 1.00")}',
+                 f'{points[0]} points [{points[1]}, {points[2]}]', f'on {100*apart:.1f}% of the problems',
+                 f'shows {seen(600, **pair)} points', f'about {seen(600, **alike)} points',
+                 f'is {-100*found["diff"]/5:.1f} points', f'{seen(288, **pair)} and {seen(288, **alike)} points'):
+        assert said in plan, said
 
 
 def made_up(grid: dict, seeds: list, effect: float = .3) -> dict:
