@@ -175,8 +175,9 @@ def _evaluation(job: Job, p, place: Place, cfg: dict) -> Iterable[Finding]: # jo
 def _benchmarks(names: tuple) -> list: # fetched once
     return load_problems(PUBLIC, names)
 
-def _made_here(cfg: dict, path: str) -> bool: # a job of this run writes it
-    return path.startswith(f"{cfg['run_dir']}/") and not resolve(path).exists()
+def _made_here(cfg: dict, path: str) -> bool: # a job that is still to run writes it; its folder may hold a part
+    within = path.removeprefix(f"{cfg['run_dir']}/")
+    return within != path and (not resolve(path).exists() or any(f"{within}/".startswith(f"{j}/") for j in cfg["todo"]))
 
 def _encoding(job: Job, p, place: Place, cfg: dict) -> Iterable[Finding]: # jobs of 03_masking
     def look():
@@ -285,6 +286,7 @@ def preflight(
     "Check what the jobs of a config that are not done yet will need."
     place, trainings, found = find_place(cfg, cluster), [], []
     todo = [j for j in jobs(cfg, file).values() if not run_info(f"{cfg['run_dir']}/{j.name}")]
+    cfg = cfg | dict(todo=[j.name for j in todo])
     for job in todo: found += _of_job(job, place, cfg, trainings)
     found += _disk(cfg, trainings)
     by = {}

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 from mcft.critique import Guess, estimate
 from mcft.grid import check_grid, jobs, read_grid
-from mcft.preflight import Place, find_place, main, memory_gib
+from mcft.preflight import Place, find_place, main, memory_gib, preflight
 from mcft.teacher import Ask, Endpoint, Limits, OpenAITeacher, Price
 from mcft.train import TrainConfig
 
@@ -64,3 +64,12 @@ def test_memory_grows_with_length_and_shrinks_with_shards():
     shared = replace(plain, num_processes=4, strategy='fsdp2')
     assert memory_gib(shared) < memory_gib(plain)
     assert find_place(dict(resources=dict(gpu_model='h200')), True) == Place('H200', 139.8, True)
+
+
+def test_what_an_interrupted_run_left_is_not_taken_for_a_model(tmp_path):
+    cfg = read_grid('configs/smoke.yaml') | dict(run_dir=str(tmp_path))
+    job = next(j for j in jobs(cfg).values() if j.section == 'train')
+    (tmp_path / job.name / 'steps').mkdir(parents=True)
+    (tmp_path / '01_data').mkdir()
+    (tmp_path / '01_data/rollouts.jsonl').write_text('{"id"')
+    assert not [f for f in preflight(cfg, 'configs/smoke.yaml') if f.stops]
