@@ -86,7 +86,7 @@ def test_a_misspelt_name_is_refused(path):
           contains=f"did you mean {name!r}?")
 
 
-KINDS = [(params.Texts, ['a', 'a']), (params.Texts, ['']), (params.Texts, [' ']), (params.Texts, {'b', 'a'}),
+KINDS = [(params.Texts, ['a', 'a']), (params.Texts, ['']), (params.Texts, [' ']), (params.Texts, {'a'}),
          (params.Names, []), (params.Names, ['a', 'b', 'a']), (params.Sizes, [2, 2]), (params.Sizes, {1}),
          (params.Sizes, [True]), (params.Steps, 0), (params.Steps, -2), (params.Temperature, 5e-324),
          (params.Temperature, 1e-4), (params.Temperature, -0.1), (params.Fraction, np.True_),
