@@ -9,12 +9,18 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'docs'), str(ROOT)]
 # The tests of a notebook start kernels and processes: let all of them be polite, offline and quiet.
 os.environ |= dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0', TOKENIZERS_PARALLELISM='false',
                    HF_HUB_OFFLINE='1', MCFT_QUIET='1')
+
+# The same examples in every run, so that a red run says something of the change; `pytest --hypothesis-profile default`
+# searches anew.
+settings.register_profile('fixed', derandomize=True)
+settings.load_profile('fixed')
 
 # A shell that starts the tests in its background has them ignore Ctrl-C, and their processes with them: the tests of
 # Ctrl-C would wait for ever.

@@ -180,7 +180,7 @@ def test_encoding(name, layout):
 
 anything = st.text(
     st.one_of(st.sampled_from('ab 12.,!?\n\r\t"}{\\'), st.characters(exclude_categories=['Cs'])), max_size=30
-)
+).filter(lambda text: not re.search(r'</?\w+>', text)) # tags inside a part are an error, which test_format holds
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
