@@ -23,7 +23,7 @@ def test_hang_is_a_timeout_within_its_limit_and_takes_nothing_with_it():
     t0 = time.monotonic()
     got = grade([EASY, HANG, r"\boxed{1/3}"], [r"\frac{1}{2}", "3", r"\frac{1}{3}"], "symbolic", timeout=1.0)
     assert got.symbolic.tolist() == ["right", "timeout", "right"]
-    assert time.monotonic() - t0 < 15  # 1 s of processor time, a new worker, a busy machine
+    assert time.monotonic() - t0 < 60  # 1 s of processor time, a new worker, a busy machine; without a limit: for ever
 
 
 def test_wall_clock_stops_a_worker_that_is_stuck_without_using_the_processor():
