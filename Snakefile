@@ -66,7 +66,7 @@ rule pilot:
         save_rows(verdicts_of(CONFIG, what="pilot"), CONFIG["pilot"]["rows"])
 
 
-for section in dict.fromkeys(job.section for job in JOBS.values() if job.section not in REPORTS):
+for stage, section in enumerate(dict.fromkeys(job.section for job in JOBS.values() if job.section not in REPORTS)):
     OWN = [job for job in JOBS.values() if job.section == section]
 
     rule:
@@ -76,6 +76,8 @@ for section in dict.fromkeys(job.section for job in JOBS.values() if job.section
             lambda wildcards: JOBS[wildcards.job].needs,
         output:
             f"{RUN}/{{job}}/run.json",
+        priority:
+            stage  # what can end goes before what can begin: rows come early
         wildcard_constraints:
             job="|".join(re.escape(job.name) for job in OWN),
         resources:
