@@ -28,7 +28,7 @@ def answer_rows(
     problems: dict, # id -> row of problems
     world_name: str = "pocket", # world that reads the chains
 ) -> list[dict]: # endpoint, set, value, n
-    "Read the endpoints that stand in the answers of one run."
+    "Compute the endpoints of one run from its answers."
     verdicts = read_rows(resolve(folder)/"verdicts.jsonl", "verdicts")
     texts = {r["id"]: r["text"] for r in read_rows(resolve(folder)/"responses"/"responses.jsonl", "responses")}
     said = [texts[v["response_id"]] for v in verdicts]
