@@ -26,7 +26,7 @@ from .stats import wilson
 def world_checks(
     scores: pd.DataFrame, # dev scores of the search: arm, lr, benchmark, accuracy, boxed
 ) -> pd.DataFrame: # arm, lr, accuracy, boxed (lowest of the sets), ok
-    "Look at each searched arm at its best rate: whether base and format are where they must be."
+    "Check accuracy and format of each searched arm at its best learning rate."
     best = best_lr(scores)
     at = scores[[a == "base" or lr == best[a] for a, lr in zip(scores.arm, scores.lr)]]
     d = at.groupby("arm", sort=False).agg(lr=("lr", "first"), accuracy=("accuracy", "mean"),
@@ -103,7 +103,7 @@ LOOK = dict(color=2, mark="D") # of masks of any rate
 def plot_rates(
     e: Evidence, # rows of responses
 ): # (matplotlib figure, DataFrame of what is drawn)
-    "Draw what each mask rate changes against masking nothing."
+    "Draw the difference between each mask rate and no mask."
     plt, _ = style()
     there = {rate: a for (_, rate), a in rate_arms(e.arms).items() if a in e.accuracy.index}
     none = there.pop(0.)
@@ -126,7 +126,7 @@ def curve_table(
     rows: pd.DataFrame, # of one experiment, weights on the way included
     updates: dict, # arm -> updates of a whole run
 ) -> pd.DataFrame: # arm, step, n_seeds, n_problems, accuracy, low, high
-    "Count accuracy against updates, on the problems that the weights on the way answered."
+    "Compute accuracy by update, on the problems that every snapshot answered."
     way = rows[rows.step > 0]
     d = rows.merge(way[["benchmark", "problem"]].drop_duplicates(), on=["benchmark", "problem"])
     def point(arm, step): # of an arm after so many updates; the base before, the end after
@@ -333,7 +333,7 @@ def budget_table(
 def difference_lines(
     t: pd.DataFrame, # from `contrast_table`, over seeds
 ) -> pd.DataFrame: # contrast, seeds, difference, 95% interval, reading; as text
-    "Write differences with what their intervals alone show."
+    "Write each difference with its interval and what the interval shows."
     rows = [(r.contrast, r.n_seeds, f"{signed(r.diff)} points", f"{signed(r.low)} points to {signed(r.high)} points",
              seen(r)) for r in t.itertuples()]
     return pd.DataFrame(rows, columns=["contrast", "seeds", "difference", "95% interval", "reading"])
@@ -342,7 +342,7 @@ def difference_lines(
 def endpoint_rows(
     e: Evidence, # verdicts and probes
 ) -> dict: # endpoint -> rows with a column of its name
-    "Give every endpoint its rows: verdicts, and log-likelihoods a token of the probes."
+    "Collect the rows of every endpoint: verdicts, and the probes' log-likelihoods per token."
     out = {"right": e.rows}
     none = pd.DataFrame(columns="arm seed measure set id value n".split())
     probes = e.collected("probes") if e.has("probes") else none
@@ -439,7 +439,7 @@ def paper_lines(
     e: Evidence, # its rows
     arms: list, # from above to below; one without rows is left out
 ) -> pd.DataFrame: # model, a column for each benchmark, all; as text
-    "Lay accuracies out as the paper's tables do: percent, counts, Wilson's interval of the pooled answers."
+    "Lay out accuracies as in the paper's tables: percent, counts, Wilson's interval of the pooled answers."
     def cell(d):
         seeds = 100*d.groupby("seed").right.mean()
         spread = f" ±{seeds.std():.1f}" if len(seeds) > 1 else ""
@@ -615,7 +615,7 @@ def _of_scores(e: Evidence) -> dict: # names of a page with a row per run and be
 def page_names(
     e: Evidence, # of either grid
 ) -> dict: # name -> value
-    "Give a page its numbers."
+    "Compute the numbers that a page asks for by name."
     if e.cfg["report"].get("families"): return _of_families(e)
     return _of_scores(e) if e.over == "seeds" else _of_responses(e)
 
@@ -640,7 +640,7 @@ def _masked_examples(e: Evidence) -> list: # problem, rollout and critique as te
 def pilot_power(
     e: Evidence, # whose config may have a pilot with pairs
 ) -> pd.DataFrame: # of `power_table`, for the problems of the grid; empty before the pilot
-    "Say what a pair of arms shows with the variances of the pilot."
+    "Compute what a pair of arms can show, given the variances of the pilot."
     pilot, n = e.cfg["pilot"], len(e.cfg["eval"]["benchmarks"])*e.cfg["eval"]["n_problems"]
     if not resolve(pilot.get("rows", "")).is_file() or not pilot.get("pairs"): return power_table(e.rows, [])
     return _power(e, (n,), (3, 5, 8, 16, 24))

@@ -206,7 +206,7 @@ def copied(
     critique: str, # of the teacher
     n: int = 12, # characters in a run
 ) -> float: # 0..1
-    "Measure how many of the rewrite's runs of n characters stand in the critique."
+    "Measure the fraction of the rewrite's sequences of n characters that also occur in the critique."
     a, b = (re.sub(r"\s", "", t) for t in (rewrite, critique))
     runs = {a[i:i+n] for i in range(max(1, len(a)-n+1))}
     if n*len(runs) < 10_000: return sum(run in b for run in runs)/len(runs)
@@ -219,7 +219,7 @@ _MARKED = re.compile(r"(\*\*|`{1,3})(</?(?:critique|reasoning|ans)>)\1") # a tag
 def plain_tags(
     text: str, # of a teacher
 ) -> str: # the same, with its tags as `TAGS` has them
-    "Spell the tags of a reply as they were asked for; `<answer>` is `<ans>` where there is none."
+    "Normalise the spelling of a reply's tags; `<answer>` counts as `<ans>` if there is none."
     own = {"critique", "reasoning", "ans"}
     if not re.search(r"<ans>", text): own.add("answer")
     def spell(m):
@@ -236,7 +236,7 @@ _THOUGHT_END = re.compile(rf"</{_NAMES}>|\[/THINK\]|◁/think▷|<\|(?:end_of_th
 def after_thoughts(
     text: str, # of a teacher
 ) -> tuple[str, bool]: # what follows the last thought; does a thought that never ends begin in it?
-    "Cut off thoughts, whether or not their opening tag is there."
+    "Remove thoughts, with or without their opening tag."
     ends = list(_THOUGHT_END.finditer(text))
     rest = text[ends[-1].end():] if ends else text
     return rest, bool(_THOUGHT.search(rest))
@@ -245,7 +245,7 @@ def after_thoughts(
 def boxed(
     ans: str, # content of <ans>
 ) -> str: # \boxed{…}, or `ans` where that cannot be made of it
-    "Put the answer into a box, without delimiters and words around it."
+    "Put the answer into a box, without the delimiters around it."
     box = only_box(ans)
     if box is None and "boxed" not in ans and len(ans) <= 200:
         bare = re.sub(r"\A(?:[\s$*`]|\\[\[(])+|(?:[\s$*`.]|\\[\])])+\Z", "", ans)
@@ -290,7 +290,7 @@ def find_reply(
     text: str, # of a teacher, as received
     truncated: bool = False, # did it end at the length limit?
 ) -> tuple[str, tuple]|None: # the reply in its form; kinds of what was mended; None = there is no whole reply
-    "Cut a reply out of what stands around it, and mend its form."
+    "Extract the reply from the text around it, and repair its form."
     plain = plain_tags(text)
     rest, is_thinking = after_thoughts(plain)
     if truncated and is_thinking: return None # a draft within the thought
@@ -328,7 +328,7 @@ def _parts_of(reply: Reply) -> tuple[dict, tuple]: # critique, reasoning, answer
 def read_reply(
     reply: Reply, # of a teacher
 ) -> dict: # critique, reasoning, answer
-    "Take a reply apart; `Fault` says what is wrong with its form."
+    "Split a reply into its parts; raises `Fault` if its form is wrong."
     return _parts_of(reply)[0]
 
 # %% ../nbs/02_critique.ipynb #9ca74d1c
@@ -346,7 +346,7 @@ def judge_parts(
     ask: Ask, # question, rollout, gold
     c: Checks = Checks(), # thresholds
 ):
-    "Raise `Fault` when the parts cannot be used."
+    "Raise `Fault` if the parts cannot be used."
     critique, reasoning, answer = parts["critique"], parts["reasoning"], parts["answer"]
     if refuses(critique): raise Fault("refusal", _REFUSED)
     _degenerate("critique", critique, ask, c)
@@ -420,7 +420,7 @@ def conversation(
     how: Asking, # repairs and checks
     book: Book, # of replies
 ) -> tuple[list, Ask|None]: # (ask, reply) pairs so far; what is to be asked next, None = settled
-    "Replay what is in the book."
+    "Replay the conversation from the book."
     pairs = []
     while ask and book.answered(ask.key):
         pairs.append((ask, book.reply(ask.key)))
@@ -449,7 +449,7 @@ def critique_row(
     book: Book, # of replies
     teacher: str = "", # name of who replied
 ) -> dict|None: # row of `critiques`, kept or dropped with a reason; None = not settled yet
-    "Make a row of the replies about one rollout."
+    "Make the row of one rollout from the replies about it."
     why = reject_rollout(r)
     pairs, todo = ([], None) if why else conversation(how.opening(r, p), how, book)
     faults = [fault.reason for fault in (how.fault(*pair) for pair in pairs) if fault]
@@ -508,7 +508,7 @@ def estimate(
     repairs: int = 0, # further turns at most
     guess: Guess = Guess(), # assumptions
 ) -> dict: # requests, tokens, dollars, minutes
-    "Estimate cost and time of a run, by rule."
+    "Estimate the cost and duration of a run from prices and limits."
     n = tokens = n_bytes = 0
     for a in asks:
         n += 1
@@ -559,7 +559,7 @@ class TeacherParams:
 @parameters
 class TeacherConfig(TeacherParams):
     "A teacher with its limits."
-    limits: Limits = Limits() # openai: how hard to press
+    limits: Limits = Limits() # openai: rate limits and budgets
     guess: Guess = Guess() # openai: assumptions of the estimate
 
 def make_teacher(
@@ -606,11 +606,11 @@ class CritiqueParams:
 
     def config(self,
         who: TeacherParams, # which teacher
-        limits: Limits, # how hard to press it
+        limits: Limits, # its rate limits and budgets
         guess: Guess, # assumptions of the estimate
         prompt: Prompt, # what is asked
     ) -> CritiqueConfig:
-        "Join the parameters into what the stage works with."
+        "Build the config of the stage from its parameters."
         teacher = TeacherConfig(**{f.name: getattr(who, f.name) for f in fields(who)}, limits=limits, guess=guess)
         names = ("problems", "rollouts", "repairs", "confirm", "max_unanswered")
         shared = {name: getattr(self, name) for name in names}
@@ -659,7 +659,7 @@ def show_estimate(
     folder: Path, # run folder, gets estimate.json
     go: bool, # may the run go on? nothing but True is a yes
 ):
-    "Say what the run will cost; `TeacherStop` unless it may go on."
+    "Show what the run will cost; raises `TeacherStop` unless it may go on."
     from IPython.display import display
     (folder/"estimate.json").write_text(json.dumps(e, indent=1) + "\n")
     display(pd.DataFrame([e]))

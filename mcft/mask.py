@@ -30,8 +30,8 @@ class Maskable:
     def word(self) -> np.ndarray: # (n,) int64; raises `ValueError` if the row has no words
         "The number of each token's word."
         if self.words is not None: return self.words
-        raise ValueError("mask_unit='word' needs the words of every row: encode them again with this version (stage "
-                         "03)")
+        raise ValueError("mask_unit='word' needs the words of every row: encode them again with this version "
+                         "(stage 03)")
 
 # %% ../nbs/lib/16_mask.ipynb #af6cb12b
 SPAN_TOKENS = 8 # tokens in a unit of mask_unit="span"
@@ -39,7 +39,7 @@ SPAN_TOKENS = 8 # tokens in a unit of mask_unit="span"
 def span_unit(
     m: Maskable, # tokens of one example
 ) -> np.ndarray: # (n,) int64
-    "Draw eight tokens in a row."
+    "Number the runs of eight tokens of each part."
     sizes = np.unique(m.part, return_counts=True)[1]
     return np.concatenate([np.arange(n)//SPAN_TOKENS for n in sizes]) if len(sizes) else m.at
 
@@ -106,8 +106,8 @@ class MaskSpec:
         wrong = [t for t in self.targets if t not in MASKABLE]
         if wrong:
             raise ParameterError(f"mask_target is {self.mask_target!r}, expected one or more of "
-                                 f"{', '.join(MASKABLE)}, joined by "
-                                 f"'+', without {wrong[0]!r}: prompt, tags and end token are never masked")
+                                 f"{', '.join(MASKABLE)}, joined by '+', without {wrong[0]!r}: prompt, tags and end "
+                                 "token are never masked")
 
     @property
     def targets(self) -> tuple: # kinds
@@ -180,8 +180,7 @@ def _flat_scores(
         have = len(scores.get(r["id"], ()))
         if n and have != n:
             raise ValueError(f"{r['id']}: {have or 'no'} scores for its {n} tokens that may be masked: they were made "
-                             "for "
-                             "other rows or another mask_target")
+                             "for other rows or another mask_target")
     needed = [scores[r["id"]] for r, n in zip(rows, n_scores) if n]
     flat = np.fromiter(chain.from_iterable(needed), float, n_scores.sum())
     bad = ~np.isfinite(flat)
@@ -244,7 +243,7 @@ class MaskPlan:
         self.unmasked = np.where(_prompt(rows), IGNORE, self.ids)
 
     def masked_units(self, epoch: int = 0) -> np.ndarray: # (units,) bool
-        "Draw units."
+        "Draw the units to mask."
         own = [] if self.spec.mask_nested else [float(self.spec.mask_rate)]
         key = stable_seed("draw", self.spec.seed, epoch if self.spec.mask_schedule == "per_epoch" else 0, *own)
         u = uniforms(self.keys, self.units.index, self.units.example, key)
@@ -253,22 +252,22 @@ class MaskPlan:
         return place < self.spec.count(self.units.n_unit)[self.units.example]
 
     def masked_tokens(self, epoch: int = 0) -> np.ndarray: # tokens, counted through all examples
-        "Draw units and list their tokens."
+        "Draw the units to mask and list their tokens."
         return self.units.at[self.masked_units(epoch)[self.units.unit]]
 
     def flat(self, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]: # input ids; labels
-        "Draw a mask of all examples, one after the other."
+        "Draw once; ids and labels of all examples lie one after the other."
         ids, labels, masked = self.ids.copy(), self.unmasked.copy(), self.masked_tokens(epoch)
         if self.spec.mask_mode != "loss": ids[masked] = self.blank
         if self.spec.mask_mode != "input": labels[masked] = IGNORE
         return ids, labels
 
     def inputs(self, epoch: int = 0) -> list[dict]: # input_ids and labels, (n tokens,) int64 each
-        "Draw a mask of all examples, example by example: what a trainer takes."
+        "Draw once and return what a trainer takes, example by example."
         return [dict(input_ids=x, labels=y) for x, y in zip(*map(self._split, self.flat(epoch)))]
 
     def masks(self, epoch: int = 0) -> list[np.ndarray]: # (n tokens,) bool each; True = masked
-        "Draw a mask of all examples, as masks."
+        "Draw once and mark the masked tokens of each example."
         return self._marked(self.masked_tokens(epoch))
 
     def may_mask(self) -> list[np.ndarray]: # (n tokens,) bool each
@@ -280,10 +279,8 @@ class MaskPlan:
         n, s = self.units.n_unit, self.spec
         if not s.mask_rate or not n.any() or self.mask_rate.any(): return
         raise ValueError(f"mask_rate={s.mask_rate} with mask_unit={s.mask_unit!r} and mask_draw={s.mask_draw!r} masks "
-                         "nothing: "
-                         f"an example has at most {n.max()} of these units, and {s.mask_rate} of them rounds to none; "
-                         "take a "
-                         "smaller unit, or mask_draw='bernoulli'")
+                         f"nothing: an example has at most {n.max()} of these units, and {s.mask_rate} of them rounds "
+                         "to none; take a smaller unit, or mask_draw='bernoulli'")
 
     def _split(self, flat: np.ndarray) -> list[np.ndarray]: # of each example
         return np.split(flat, np.cumsum(self.units.n_tok)[:-1])
@@ -313,14 +310,13 @@ def labels(
     mask: np.ndarray, # (n tokens,) bool, from `draw_mask`
     target: str = "critique", # parts that may be masked, as in `MaskSpec`
 ) -> np.ndarray: # (n tokens,) int64: the token id, or -100
-    "Label Y, except masked tokens; raises `ValueError` if the mask touches what may not be masked."
+    "Label every token of Y that is not masked; raises `ValueError` if the mask touches what may not be masked."
     plan = MaskPlan([encoded], MaskSpec(0., mask_target=target))
     wrong = np.flatnonzero(mask & ~plan.may_mask()[0])
     if len(wrong):
         kind = next(k for a, b, k in encoded["spans"] if a <= wrong[0] < b)
-        raise ValueError(f"{encoded['id']}: the mask touches a {kind} token at {wrong[0]}: only "
-                         f"{' and '.join(plan.spec.targets)} "
-                         "tokens may be masked, never tags, box or end token")
+        raise ValueError(f"{encoded['id']}: the mask touches token {wrong[0]}, of kind {kind}: only "
+                         f"{' and '.join(plan.spec.targets)} tokens may be masked, never tags, box or end token")
     return np.where(mask, IGNORE, plan.unmasked)
 
 # %% ../nbs/lib/16_mask.ipynb #1723f474
@@ -331,8 +327,7 @@ def mask_id(
     for i in (tok.mask_token_id, tok.pad_token_id):
         if i is not None and i != tok.eos_token_id: return i
     raise ValueError(f"tokenizer {tok.name_or_path!r} has neither a mask token nor a padding token of its own: add "
-                     "one, or use "
-                     "mask_mode='loss'")
+                     "one, or use mask_mode='loss'")
 
 # %% ../nbs/lib/16_mask.ipynb #3c308e5e
 def model_inputs(
@@ -361,7 +356,7 @@ def preset(
     name: str, # a key of `PRESETS`
     **changes, # fields of `MaskSpec` to change, such as seed
 ) -> MaskSpec: # what to mask
-    "Look a mask up by its name."
+    "Look up a mask by its name."
     if name not in PRESETS: raise ValueError(f"unknown mask preset {name!r}: one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
 
@@ -377,8 +372,7 @@ def read_scores(
     if other:
         have = ", ".join(f"{s} of {t}" for s, t in sorted(other))
         raise ValueError(f"{path} holds scores for {have}, but the mask goes by {want[0]} of {want[1]}: make those, "
-                         "or choose "
-                         "another mask_by or mask_target")
+                         "or choose another mask_by or mask_target")
     return {r["id"]: r["values"] for r in rows}
 
 # %% ../nbs/lib/16_mask.ipynb #627de4ec

@@ -56,8 +56,7 @@ class EncodeConfig:
         if wrong: raise ParameterError(f"scores is {list(self.scores)}, expected some of {', '.join(SCORES)}")
         if (self.control == "reference") != bool(self.solutions):
             raise ParameterError(f"control={self.control!r} with solutions={self.solutions!r}: 'reference' needs a "
-                                 "file of "
-                                 "solutions, nothing else takes one")
+                                 "file of solutions, nothing else takes one")
 
 # %% ../nbs/03_masking.ipynb #309a7813
 @parameters
@@ -95,8 +94,7 @@ def encode_all(
             elif too_long == "drop": dropped[r["id"]] = f"longer than {max_length} tokens"
             else:
                 raise ValueError(f"{longest['id']} has {n_tok} tokens, more than max_length={max_length}: raise "
-                                 "max_length, or "
-                                 "pass too_long='drop'")
+                                 "max_length, or pass too_long='drop'")
     return out, dropped
 
 # %% ../nbs/03_masking.ipynb #10d2c427

@@ -115,7 +115,7 @@ def check_together(
 def mask_spec(
     cfg: TrainConfig, # a run's parameters
 ) -> MaskSpec: # rate 0 for cft, and for sft unless it names one
-    "Put the mask parameters of a run together."
+    "Build the mask spec of a run from its parameters."
     if cfg.mask_preset and cfg.method != "cft": return preset(cfg.mask_preset, seed=cfg.seed)
     unset = cfg.method == "cft" or cfg.mask_rate is None
     given = {f.name: getattr(cfg, f.name) for f in fields(MaskSpec)}
@@ -123,19 +123,19 @@ def mask_spec(
     return MaskSpec(**given)
 
 # %% ../nbs/04_train.ipynb #7fef2c9e
-def _check_preset(cfg): # a preset says it all
+def _check_preset(cfg): # a preset sets the whole mask
     if cfg.mask_preset not in PRESETS:
         raise ParameterError(f"mask_preset is {cfg.mask_preset!r}, expected one of {', '.join(PRESETS)}")
     for f in fields(cfg):
         said = f.name.startswith("mask_") and f.name not in ("mask_preset", "mask_scores")
         if said and getattr(cfg, f.name) != f.default:
-            raise ParameterError(f"mask_preset={cfg.mask_preset!r} says it all, but {f.name} is "
+            raise ParameterError(f"mask_preset={cfg.mask_preset!r} already sets the whole mask, but {f.name} is "
                                  f"{getattr(cfg, f.name)!r}: leave it out, or the preset")
 
 def check_mask(
     cfg: TrainConfig, # a run's parameters
 ):
-    "Raise `ParameterError` if the mask parameters say nothing, or two things."
+    "Raise `ParameterError` if the parameters describe no mask, or two."
     if cfg.mask_preset: _check_preset(cfg)
     if cfg.method == "cft" and (cfg.mask_rate or cfg.mask_preset):
         given = f"mask_preset is {cfg.mask_preset!r}" if cfg.mask_preset else f"mask_rate is {cfg.mask_rate!r}"
@@ -175,7 +175,7 @@ def draw_critiques(
     n: int, # critiques
     seed: int, # of the run
 ) -> list[dict]: # their rows in every layout, in file order
-    "Draw critiques in the order of a hash of seed and id, so that more contain fewer."
+    "Draw critiques in the order of a hash of seed and id, so that a larger draw contains a smaller one."
     def name(row): return row["id"].rpartition(":")[0]
     order = sorted({name(r) for r in rows}, key=lambda x: stable_seed("draw", seed, x))
     if n > len(order):
@@ -189,7 +189,7 @@ def pick_rows(
     n: int, # how many
     seed: int, # of the run
 ) -> list[dict]: # n rows; repeated from the start when n is more than there are
-    "Pick rows in the order of a hash of seed and id, so that more contain fewer."
+    "Pick rows in the order of a hash of seed and id, so that a larger pick contains a smaller one."
     order = sorted(rows, key=lambda r: stable_seed("pick", seed, r["id"]))
     if not order: raise ValueError("no question-only rows to pick from: encode both layouts in stage 03")
     return [order[i % len(order)] for i in range(n)]
@@ -246,7 +246,7 @@ def label_rows(
     draws: int = 1, # one for each epoch with schedule "per_epoch", else 1
     dummy: bool = False, # add a last example of two end tokens, without labels
 ) -> Dataset: # columns input_ids, labels
-    "Write the draws down as a data set with ready labels."
+    "Make a data set with ready labels from the draws."
     made = [m for e in range(draws) for m in plan.inputs(e)]
     if dummy: made.append(dict(input_ids=np.full(2, rows[0]["input_ids"][-1]), labels=np.full(2, IGNORE)))
     return Dataset.from_dict({k: [m[k] for m in made] for k in ("input_ids", "labels")})
@@ -289,7 +289,7 @@ def check_counts(
     counts: np.ndarray, # (3, parts) from `count_labels`, summed over the column
     spec: MaskSpec, # what should be masked
 ):
-    "Raise `ValueError` unless no prompt token is trained on, and all others are that the mask may not touch."
+    "Raise `ValueError` if a prompt token is trained on, or a token that may not be masked is not."
     n, on, new = (dict(zip(PARTS, row.tolist())) for row in counts)
     if not sum(on.values()): raise ValueError(f"no label is left among {sum(n.values())} tokens: lower mask_rate")
     if on["prompt"]: raise ValueError(f"{on['prompt']} of {n['prompt']} prompt tokens are trained on, expected none")
@@ -553,7 +553,7 @@ def make_trainer(
     folder: Path, # checkpoint folder
     **kwargs, # `data_collator` in place of TRL's, which keeps ready labels; `callbacks`, more of transformers'
 ) -> MaskedTrainer: # ready to train
-    "Put data set, order, guard and log around TRL's trainer."
+    "Build TRL's trainer with our data set, order, guard and log."
     ready, rows = labels_of_run(cfg, data, tok), data.rows
     even = cfg.num_processes*cfg.batch_size if cfg.num_processes > 1 else 1
     lengths = [len(r["input_ids"]) for r in rows]
@@ -751,7 +751,7 @@ def join(
     cfg: TrainConfig, # a run's parameters
     cpu: bool, # from `check_platform`
 ):
-    "Meet the other processes; an error if they are not `num_processes`."
+    "Join the other processes; raises `ValueError` unless there are `num_processes`."
     from accelerate import PartialState
     check_world(PartialState(cpu=cpu) if launched() else SimpleNamespace(num_processes=1), cfg.num_processes)
 

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mcft.core import read_rows, write_rows
-from mcft.eval import EvalConfig, collect, compare_runs, evaluate
+from mcft.eval import EvalConfig, collect, compare_runs, evaluate, load_problems, pick_problems
 from measure.faults_eval import measure
 
 N, BATCH = 48, 4
@@ -133,3 +133,23 @@ def test_a_server_that_dies_is_replaced_by_one_at_another_address(world):
                                         for b in paired.benchmark] and (paired.p_holm >= paired.p).all()
 
 
+
+
+def test_problems_are_picked_by_benchmark_and_number():
+    def toy(split, i):
+        return dict(id=f"{split}-{i}", source="toy", split=split, question=f"{i} + 3 = ?", answer=str(i+3),
+                    family="sum", level=1)
+    rows = [toy(s, i) for s in ("easy", "hard", "dev_easy") for i in range(5)]
+    assert [p["id"] for p in pick_problems(rows, n_problems=2)] == ["easy-0", "easy-1", "hard-0", "hard-1"]
+    assert len(pick_problems(rows, ("dev_easy",))) == 5
+    assert [p["id"] for p in pick_problems(rows, ("hard",), 2, skip=3)] == ["hard-3", "hard-4"]
+    for how, why in ((dict(n_problems=6), "n_problems is 6 but benchmark 'easy' has 5"),
+                     (dict(n_problems=2, skip=4), "has 1 behind the 4 that skip_problems leaves out"),
+                     (dict(n_problems=-1), "a positive number, or 0")):
+        with pytest.raises(ValueError, match=why): pick_problems(rows, **how)
+    loaded = load_problems("benchmarks", ("amc23", "aime24"), lambda b: [toy(b, 0)])
+    assert [p["id"] for p in loaded] == ["amc23-0", "aime24-0"]
+    with pytest.raises(ValueError, match="unknown benchmark 'gsm8k': `problems` is 'benchmarks', which has aime24"):
+        load_problems("benchmarks", ("gsm8k",))
+    with pytest.raises(ValueError, match="`symbolic`, which counts, and any of strict"):
+        EvalConfig("m", "p", "o", graders=("strict",))

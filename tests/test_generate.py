@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mcft.core import read_rows
-from mcft.generate import BackendConfig, Prompt, Sampling, draw_ids, load, make_backend, servable_copy, shared_heads
+from mcft.generate import BackendConfig, Prompt, Sampling, answer_row, check_prompt_count, draw_ids, load
+from mcft.generate import make_backend, servable_copy, shared_heads
 
 QUESTIONS = [
     'Start with 7. Add 5. What is the result?',
@@ -364,3 +366,40 @@ def test_our_loop_draws_what_generate_draws(kind, dtype, n_rows):
     for row, want in zip(made, expected[:, ids.shape[1] :].tolist()):
         assert to_end(row, ends) == to_end(want, ends)
     assert model.config._attn_implementation == 'sdpa'
+
+
+def said(content, why, n, **kw):
+    "An answer as the client returns it."
+    choice = SimpleNamespace(finish_reason=why, message=SimpleNamespace(content=content, **kw))
+    return SimpleNamespace(choices=[choice], usage=SimpleNamespace(prompt_tokens=9, completion_tokens=n))
+
+
+def test_an_answer_becomes_a_completion():
+    plain = answer_row(said('12', 'stop', 3))
+    assert plain == dict(text='12', n_tok=2, n_prompt_tok=9, finish_reason='stop')
+    assert answer_row(said('12', 'length', 3))['n_tok'] == 3
+    assert answer_row(said('12', 'stop', 3), end_counted=False)['n_tok'] == 3
+    assert answer_row(said('12', 'stop', 3, reasoning_content='7+5'))['text'] == '<think>7+5</think>12'
+    assert [answer_row(said('12<|im_end|>', why, 3)) for why in ('eos', None)] == [plain]*2
+    assert answer_row(said('a\ud800b\ud83d\ude00\udc00', 'stop', 3))['text'] == 'a\ufffdb\U0001f600\ufffd'
+
+
+NO_ROW = [(said(None, 'tool_calls', 0), "with 'tool_calls'"), (said(None, 'content_filter', 0), 'withheld'),
+          (said(dict(text='12'), 'stop', 3), 'sent a dict where text belongs'),
+          (said('12', 'stop', 0), 'counts no tokens'), (said('12', 'stop', None), 'counts no tokens'),
+          (SimpleNamespace(choices=None, error=dict(message='busy')),
+           r'sent no response \(no `choices` in its answer\): busy'),
+          *((SimpleNamespace(choices=choices, usage=None), 'sent no response') for choices in ([], None, [None]))]
+
+
+@pytest.mark.parametrize('answer, why', NO_ROW)
+def test_what_is_no_answer_is_told(answer, why):
+    with pytest.raises((ValueError, RuntimeError), match=why): answer_row(answer)
+
+
+LENGTHS = [(11, 'a second BOS'), (9, 'without a BOS'), (30, "name the served model's own")]
+
+
+@pytest.mark.parametrize('found, why', LENGTHS)
+def test_a_prompt_of_another_length_is_told(found, why):
+    with pytest.raises(ValueError, match=why): check_prompt_count(found, 10, 'the server')

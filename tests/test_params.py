@@ -2,7 +2,10 @@
 
 And a parameters cell says what its classes say."""
 import json, math, random, re
+from dataclasses import asdict, replace
 from importlib import import_module
+from pathlib import Path
+from typing import Literal
 import pytest
 from fastcore.test import test_fail as fails
 import numpy as np
@@ -112,3 +115,36 @@ def test_options_of_a_back_end_are_checked_with_the_other_parameters(stage, opti
     classes, values, _ = read(next(p for p in BOOKS if p.stem == stage))
     with pytest.raises(ParameterError, match='backend_options|' + str(next(iter(options)))):
         read_params(*classes, scope=values | dict(backend_options=options))
+
+
+@params.parameters
+class Toy:
+    "A toy run."
+    model_dir: params.Name
+    method: Literal['sft', 'cft'] = 'cft'
+    lr: params.LearningRate = 5e-5
+    n_rows: params.Size | None = None
+    confirm: bool = False
+    benchmarks: params.Texts = ()
+
+    def __post_init__(self):
+        if self.method == 'sft' and self.confirm: raise ParameterError('leave confirm out')
+
+
+SLIPS = [({'confirm': 'false'}, "confirm is 'false', expected True or False; write it as True or False"),
+         ({'lr': '1e-4'}, 'in YAML write 1.0e-4'), ({'n_rows': 2.0}, 'without a decimal point'),
+         ({'model_dir': ' '}, 'text that is not empty'), ({'benchmarks': 'chain'}, 'a list of texts'),
+         ({'method': 'dpo'}, "method is 'dpo', expected one of sft, cft"), ({'n_row': 3}, "did you mean 'n_rows'?"),
+         ({'lr': math.nan}, 'lr is nan'), ({'method': 'sft', 'confirm': True}, 'leave confirm out')]
+
+
+@pytest.mark.parametrize('given, said', SLIPS, ids=str)
+def test_a_slip_is_told_with_what_is_expected(given, said):
+    fails(lambda: Toy(**({'model_dir': 'x'} | given)), contains=said)
+
+
+def test_what_a_class_of_parameters_takes():
+    assert asdict(replace(Toy('x'), n_rows=3))['n_rows'] == 3
+    assert Toy('x', benchmarks=['chain', 'gcd']).benchmarks == ('chain', 'gcd')
+    assert Toy(Path('a')/'b').model_dir == 'a/b'
+    fails(lambda: Toy(), contains='model_dir is missing')

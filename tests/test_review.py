@@ -291,3 +291,37 @@ def test_the_stage_from_files_to_the_reviewed_set(tmp_path):
     assert {c['id'] for c in reviewed if c['reason'] == 'review: dropped'} == {r['id'] for r in sample[:3]}
     assert 'ada,bob,10,9' in (tmp_path/'run'/'agreement.csv').read_text()
     assert table.equals(review.run_review(cfg)) and len(problems) > 0
+
+
+def test_decisions_become_the_reviewed_set():
+    chain = '<think>\n(a)47+38=75\n(b)75*3=225\n</think>\n\\boxed{225}'
+    texts = dict(critique='47+38 is 85.', reasoning='(a)47+38=85\n(b)85*3=255', answer='255')
+    made = dict(problem_id='p', question='q', teacher='t', status='kept', reason='', prompt='none', answer_match=True)
+    critiques = [dict(made, id='c0', rollout_id='r0', rollout=chain, **texts),
+                 dict(made, id='c1', rollout_id='r1', rollout='\\boxed{255}', status='dropped',
+                      reason='rollout cut off', critique='', reasoning='', answer='')]
+    rollouts = [dict(id='r0', is_correct=False), dict(id='r1', is_correct=True)]
+    problems = [dict(id='p', answer='255', family='chain')]
+    shown = review.review_rows(critiques, rollouts, problems)
+
+    def said(who, what, when='1', row=0, **kw):
+        return dict(review.decision_row(shown[row], who, what, *([texts | kw] if what == 'edit' else [])), time=when)
+
+    def outcome(*decisions):
+        first = review.apply_decisions(critiques, decisions, problems)[0]
+        return first['status'], first['reason']
+    assert outcome() == ('kept', '')
+    assert outcome(said('Ada', 'keep')) == ('kept', '')
+    assert outcome(said('Ada', 'drop'), said('Ada', 'edit', '2')) == ('kept', '')
+    assert outcome(said('Ada', 'drop'), said('Bob', 'edit', '2')) == ('dropped', 'review: dropped')
+    two = [said('Ada', 'edit'), said('Bob', 'edit', '2', critique='Line 1 has a slip: 85.')]
+    assert review.apply_decisions(critiques, two, problems)[0]['critique'] == 'Line 1 has a slip: 85.'
+    for change, fault in ((dict(answer='225'), 'wrong answer'), (dict(critique=' '), 'empty critique'),
+                          (dict(critique='a <critique> in it'), 'critique holds the tag <critique>')):
+        assert outcome(said('Ada', 'edit', **change)) == ('dropped', f'review: edit has a fault: {fault}')
+    nothing = review.apply_decisions(critiques, [said('Ada', 'keep', row=1)], problems)
+    assert nothing[1]['status'] == 'dropped'
+    for change, why in ((dict(row_id='c9'), "decided on 'c9', which is not among"),
+                        (dict(row_hash='0'), "decided on another text of 'c0'")):
+        with pytest.raises(ValueError, match=why):
+            review.apply_decisions(critiques, [dict(said('Ada', 'keep'), **change)], problems)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 import pytest
 from mcft.core import resolve
-from mcft.school_teacher import _CORES, check_chain, critique, read_steps, teach, wordings
+from mcft.school_teacher import _CORES, agrees, check_chain, critique, read_steps, teach, wordings
 from mcft.words import (
     Step,
     WordProblem,
@@ -285,3 +285,28 @@ def test_published_student_is_complete():
     assert (told["r"], told["lora_alpha"]) == (16, 32) and "/work" not in json.dumps(told) + json.dumps(about)
     assert (folder / "adapter_model.safetensors").stat().st_size < 12e6
     assert "CC BY-NC" in (folder / "README.md").read_text()
+
+
+def test_every_kind_of_fault_is_found():
+    story = "Mia has number0 short and number1 long pencils and gives number2 away. How many are left?"
+    p = problem(story, (9, 27, 20), "- + number0 number1 number2")
+
+    def kind(chain, box="16"):
+        return check_chain(p, f"<think>\n{chain}\n</think>\n\\boxed{{{box}}}").kind
+    assert kind("9 + 27 = 36\n36 - 20 = 16") == ""
+    assert kind("27 - 20 = 7\n7 + 9 = 16") == ""  # another way
+    assert kind("9 + 27 = 36\n36 - 20 = 16", "16.0") == ""
+    assert kind("9 + 27 = 36\n36 - 20 = 16", "36") == "answer"
+    assert kind("9 + 27 = 37\n37 - 20 = 17", "17") == "slip"
+    assert kind("9 * 27 = 243") == "operation"
+    assert kind("20 - 27 = -7") == "order"
+    assert kind("9 + 72 = 81") == "foreign"
+    assert kind("9 + 27 = 36") == "missing"
+    assert kind("9 + 27 = 36\n36 - 20 = 16\n16 + 9 = 25", "25") == "extra"
+    assert kind("It is") == "no_steps"
+    assert check_chain(p, "9 + 27 = 36. 36 - 20 = 16").kind == "unfinished"
+
+
+def test_a_value_agrees_when_it_is_rounded_correctly():
+    third = Fraction(43, 6)
+    assert [agrees(Fraction(x), third) for x in ("7.17", "7.2", "7.16", "7")] == [True, True, False, False]

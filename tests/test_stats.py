@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from mcft.stats import bootstrap, compare_paired, maj_at_k, mcnemar_p, mdd_paired, paired_counts, paired_p_bounds
-from mcft.stats import pass_at_k
+from mcft.stats import bootstrap, compare_counts, compare_paired, maj_at_k, mcnemar_p, mdd_paired, paired_counts
+from mcft.stats import paired_p_bounds, pass_at_k
 
 patient = settings(deadline=None) # the first call imports the libraries
 verdicts = st.integers(1, 40).flatmap(lambda n: st.tuples(*[st.lists(st.booleans(), min_size=n, max_size=n)]*2))
@@ -65,3 +65,28 @@ def test_more_problems_or_more_discordance_move_the_detectable_difference_the_ri
     sizes = [mdd_paired(n) for n in (30, 60, 120, 500, 1000)]
     assert sizes == sorted(sizes, reverse=True)
     assert mdd_paired(500, 0.1) < mdd_paired(500, 0.2) < mdd_paired(500, 0.4)
+
+
+def test_counts_are_compared_as_the_audit_quotes_them():
+    def shown(*counts):  # points to one decimal, p-values to the digits they are quoted with
+        c = compare_counts(*counts)
+        fisher = f"{c['fisher_p']:.2g}" if c['fisher_p'] < .01 else f"{c['fisher_p']:.3f}"
+        return [*(round(100*c[k], 1) for k in ('diff', 'low', 'high')), fisher, round(c['z'], 2)]
+    assert shown(302, 500, 362, 500) == [12.0, 6.2, 17.7, '7.6e-05', 4.02]  # MATH-500, base and fine-tuned
+    assert f"{compare_counts(302, 500, 362, 500)['z_p']:.1e}" == '5.9e-05'
+    assert shown(268, 675, 265, 675) == [-0.4, -5.6, 4.8, '0.911', -0.17]  # OlympiadBench, the same
+    assert round(compare_counts(268, 675, 265, 675)['z_p'], 3) == 0.867
+    assert shown(348, 500, 362, 500)[3] == '0.365'  # MATH-500, R1 and fine-tuned
+    assert shown(199, 675, 265, 675)[3] == '0.00019'  # OlympiadBench, the same
+    assert compare_counts(0, 4, 0, 4)['z_p'] == 1.0
+
+
+def test_pass_and_majority_by_hand():
+    assert pass_at_k(16, [0, 1, 16], 4) == pytest.approx([0, 0.25, 1])
+    assert pass_at_k(5, 3, 1) == pytest.approx(0.6)
+    assert pass_at_k(10_000, 1, 100) == pytest.approx(0.01)
+    assert maj_at_k(['7', '7.0', '8'], [1, 1, 0]) == 1.0
+    assert maj_at_k(['8', '8', '7', '', None], [0, 0, 1, 0, 0]) == 0.0
+    assert maj_at_k([None, ' '], [0, 0]) == 0.0
+    with pytest.raises(ValueError, match='5 right of 4 samples'): pass_at_k(4, 5, 2)
+    with pytest.raises(ValueError, match='1 answers but 0 verdicts'): maj_at_k(['1'], [])

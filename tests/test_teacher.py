@@ -23,8 +23,19 @@ from measure import bench_teacher, faults_teacher  # noqa: E402
 from measure.faults_teacher import ENV, FaultServer, answered, lines, world  # noqa: E402
 
 from mcft.core import read_rows, run_notebook  # noqa: E402
-from mcft.critique import Checks, CritiqueConfig, Prompt, TeacherConfig, run_critique  # noqa: E402
-from mcft.teacher import Book, Limits, Lines, TeacherStop  # noqa: E402
+from mcft.critique import (  # noqa: E402
+    Asking,
+    Checks,
+    CritiqueConfig,
+    Prompt,
+    TeacherConfig,
+    _formulas,
+    critique_row,
+    mentions,
+    run_critique,
+)
+from mcft.format import solution_text, target_text  # noqa: E402
+from mcft.teacher import Book, Limits, Lines, Reply, TeacherStop  # noqa: E402
 
 KEY = 'mcft-marker-5f0c9a71e2d84b36'
 
@@ -378,3 +389,56 @@ def test_transformers_serve_is_a_teacher(served, asked, tmp_path):
     run_critique(self_critique(asked, student), tmp_path / 'here')
     here = {r['rollout_id']: r for r in read_rows(tmp_path / 'here' / 'critiques.jsonl', 'critiques')}
     assert sum(here[r['rollout_id']]['critique'] == r['critique'] for r in rows) >= 10
+
+
+WRONG = solution_text('(a)47+38=75\n(b)75*3=225', '225')
+
+
+def test_what_shows_that_a_critique_is_about_its_rollout():
+    assert mentions('Line 1 says 47 + 38=75; it is 85.', WRONG) == ['formula', 'number', 'step']
+    assert mentions('Nice work, all of it is right!', WRONG) == []
+    assert mentions('In step 9 the sum is off.', WRONG) == []  # there is no step 9
+    assert mentions('You say we know that both are even, why?', 'First, we know that both are even.') == ['quote']
+    assert mentions('你说两个数都是偶数所以和是偶数，为什么？', '因为两个数都是偶数所以和是偶数。') == ['quote']
+    pieces = _formulas('so 47 + 38=75, x^2-1 > y; - 5 (a)+(b)= , no + \nmore a-')
+    assert pieces == {'47+38=75', 'x^2-1>y', '(a)+(b)', 'no+more'}
+    t0 = time.perf_counter()
+    assert [mentions(t, WRONG) for t in ('a'*60_000, 'step ' + '9'*60_000, 'a+'*30_000)] == [[], [], []]
+    assert time.perf_counter() - t0 < 1
+
+
+def test_a_row_is_made_of_the_replies_in_the_book(tmp_path):
+    how = Asking(settings=dict(model='toy'), repairs=1)
+    problem = dict(id='train-0000', question='Start with 47. (a) Add 38. (b) Multiply by 3. What is the result?',
+                   answer='255')
+    rollout = dict(id='train-0000.0', problem_id='train-0000', text=WRONG, finish_reason='stop')
+
+    def text(answer='255'):
+        return target_text('Line 1 says 47+38=75; it is 85. It is wrong.', '47+38=85\n85*3=255', answer)
+
+    def row(*replies, rollout=rollout):
+        folder = tmp_path/str(len(list(tmp_path.iterdir())))
+        with Book(folder) as book:
+            ask = how.opening(rollout, problem)
+            for reply in replies:
+                book.keep(ask, reply)
+                ask = how.follow(ask, reply)
+            return critique_row(rollout, problem, how, book, 'toy')
+
+    def told(*replies, **kw):
+        made = row(*replies, **kw)
+        return made and [made[k] for k in ('status', 'reason', 'attempts', 'answer_match')]
+    made = row(Reply(text('225'), 'stop', 100, 20, cost=.5),
+               Reply(text(), 'stop', 150, 20, tries=2, cost=.75, cost_unseen=.25))
+    assert [made[k] for k in ('status', 'attempts', 'tries')] == ['kept', 2, 3]
+    assert made['faults'] == ['rewrite has a wrong answer']
+    assert [made[k] for k in ('n_prompt_tok', 'n_tok', 'cost', 'cost_unseen')] == [250, 40, 1.25, .25]
+    no_tags, failed = Reply('no tags', 'stop'), Reply(error='status 500: oops', tries=8)
+    assert [told(), told(no_tags)] == [None, None]  # not asked yet; the repair is still to come
+    assert told(no_tags, Reply(text('3'), 'stop')) == ['dropped', 'rewrite has a wrong answer', 2, False]
+    assert told(failed) == ['dropped', 'no reply: status 500: oops', 1, False]
+    assert told(no_tags, failed) == ['dropped', 'no reply: status 500: oops', 2, False]
+    assert told(rollout=dict(rollout, text='')) == ['dropped', 'empty rollout', 0, False]
+    mended = row(Reply('<think>Hm.</think>' + text(), 'eos'))
+    assert [mended[k] for k in ('status', 'finish_reason')] == ['kept', 'stop']
+    assert mended['faults'] == ['mended: text before the reply']
