@@ -32,7 +32,7 @@ MAKERS = (  # the first pattern that fits
     Maker('pocket_runs', 'nbs/05_eval.ipynb', 'collect(tables.runs_from)', REPRODUCE),
     Maker('table*', 'nbs/05_eval.ipynb', 'build_tables(rows_from', REPRODUCE),
     Maker('figures/funnel', 'nbs/06_ablation.ipynb', PAGE, REPRODUCE),
-    Maker('funnel', 'nbs/02_critique.ipynb', 'guess = read_params(CritiqueParams', REPRODUCE),
+    Maker('funnel', 'nbs/02_critique.ipynb', 'guess = read_params(CritiqueConfig', REPRODUCE),
     Maker('measured_runs', 'nbs/around/04_costs.ipynb', 'resolve(p.measured).exists()', REPRODUCE),
     Maker('overlap', 'nbs/around/05_overlap.ipynb', 'table = report(cfg)',
           'papermill nbs/around/05_overlap.ipynb runs/overlap.ipynb'),

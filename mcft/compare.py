@@ -125,15 +125,14 @@ OVER = ("problems and seeds", "seeds", "responses") # what an interval can be ov
 
 def t_interval(
     x, # one number per seed
-    level: float = 0.95, # coverage
 ) -> tuple[float, float, float]: # mean, low, high; low and high are NaN for one seed
-    "Take the mean of numbers and Student's interval."
+    "Take the mean of numbers and Student's 95% interval."
     from scipy import stats
     x = pd.Series(x, dtype=float)
     m = x.mean()
     if len(x) < 2: return m, float("nan"), float("nan")
     if x.std() == 0: return m, m, m
-    low, high = stats.t.interval(level, len(x)-1, loc=m, scale=stats.sem(x))
+    low, high = stats.t.interval(.95, len(x)-1, loc=m, scale=stats.sem(x))
     return m, float(low), float(high)
 
 # %% ../nbs/lib/22_compare.ipynb #a748efe5
@@ -228,12 +227,11 @@ def contrast_table(
 # %% ../nbs/lib/22_compare.ipynb #a7158abe
 def reading(
     r, # row of `contrast_table`
-    level: float = 0.05, # of the tests
 ) -> str: # what may be said
-    "Say a contrast in words."
+    "Say a contrast in words, at the 5% level."
     p = r.p_adjusted if r.planned else r.p
-    if r.test != "differ": return "equal within a point" if p < level else "equality not shown"
-    if p < level: return "higher" if r.diff > 0 else "lower"
+    if r.test != "differ": return "equal within a point" if p < .05 else "equality not shown"
+    if p < .05: return "higher" if r.diff > 0 else "lower"
     return "no difference of a point" if max(abs(r.low), abs(r.high)) < SESOI else "undecided"
 
 def seen(

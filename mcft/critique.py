@@ -7,8 +7,8 @@ __all__ = ['VERSION', 'UNITS', 'JUDGE', 'REWRITE', 'FORM', 'GOLD', 'PAGE', 'REPA
            'WRITES', 'Prompt', 'numbered', 'messages', 'Checks', 'Fault', 'reject_rollout', 'repetition', 'scripts',
            'foreign', 'refuses', 'mentions', 'copied', 'plain_tags', 'after_thoughts', 'boxed', 'find_reply',
            'read_reply', 'judge_parts', 'Asking', 'messages_of', 'conversation', 'critique_row', 'funnel', 'Guess',
-           'estimate', 'TeacherParams', 'TeacherConfig', 'make_teacher', 'CritiqueConfig', 'CritiqueParams',
-           'show_estimate', 'n_unanswered', 'run_critique']
+           'estimate', 'TeacherParams', 'TeacherConfig', 'make_teacher', 'CritiqueConfig', 'show_estimate',
+           'n_unanswered', 'run_critique']
 
 # %% ../nbs/02_critique.ipynb #821c0981
 import functools, json, re, unicodedata, warnings
@@ -583,38 +583,16 @@ Repairs = Annotated[int, Field(description="a whole number from 0 to 100", ge=0,
 @parameters
 class CritiqueConfig:
     "Stage 02: which rollouts, which teacher, which prompt."
-    problems: Name # artifact `problems`; may hold more than was asked
-    rollouts: Name # artifact `rollouts`
+    problems: Name = "data/pocket/problems.jsonl.gz" # artifact `problems`
+    rollouts: Name = "data/pocket/rollouts.jsonl" # artifact `rollouts` (stage 01)
     teacher: TeacherConfig = TeacherConfig() # who critiques
     prompt: Prompt = Prompt() # what is asked
     repairs: Repairs = 0 # further turns about a faulty reply, at most
     checks: Checks = Checks() # what is accepted
-    confirm: bool = False # a teacher that costs money is asked only when this is True
-    max_unanswered: Count = 0 # rollouts that may stay without a reply in a complete run
-
-# %% ../nbs/02_critique.ipynb #b640af83
-@parameters
-class CritiqueParams:
-    "Parameters of stage 02, besides those of the teacher."
-    problems: Name = "data/pocket/problems.jsonl.gz" # artifact `problems`
-    rollouts: Name = "data/pocket/rollouts.jsonl" # artifact `rollouts` (stage 01)
-    repairs: Repairs = 0 # further turns about a faulty reply, at most
     confirm: bool = False # True: go on after the estimate and ask a teacher that costs money
     max_unanswered: Count = 0 # rollouts that may stay without a reply in a complete run; more are asked again next time
     out_dir: Name = "runs/02_critique" # run folder
     resume: Literal["fresh", "same"] = "fresh" # another run there: fresh replaces it, paid replies stay; same refuses
-
-    def config(self,
-        who: TeacherParams, # which teacher
-        limits: Limits, # its rate limits and budgets
-        guess: Guess, # assumptions of the estimate
-        prompt: Prompt, # what is asked
-    ) -> CritiqueConfig:
-        "Build the config of the stage from its parameters."
-        teacher = TeacherConfig(**{f.name: getattr(who, f.name) for f in fields(who)}, limits=limits, guess=guess)
-        names = ("problems", "rollouts", "repairs", "confirm", "max_unanswered")
-        shared = {name: getattr(self, name) for name in names}
-        return CritiqueConfig(teacher=teacher, prompt=prompt, **shared)
 
 # %% ../nbs/02_critique.ipynb #b640af85
 class _Stage:
@@ -710,12 +688,11 @@ def _ask(stage: _Stage, book: Book, folder: Path) -> tuple[pd.DataFrame, bool]: 
 # %% ../nbs/02_critique.ipynb #038bce96
 def run_critique(
     cfg: CritiqueConfig, # what to do
-    out_dir: str|Path, # run folder
-    resume: str = "same", # out_dir holds another run: "same" is an error, "fresh" replaces it; replies are kept
 ) -> pd.DataFrame: # the funnel
     "Critique every rollout that is not settled; a complete folder is only read."
     stage = _Stage(cfg)
-    run = start_run(out_dir, "02_critique", stage.params(), [cfg.problems, cfg.rollouts], resume, writes=WRITES)
+    inputs = [cfg.problems, cfg.rollouts]
+    run = start_run(cfg.out_dir, "02_critique", stage.params(), inputs, cfg.resume, writes=WRITES)
     if run.done:
         table = pd.read_csv(run.folder/"funnel.csv")
         if n_unanswered(table) <= cfg.max_unanswered: return table

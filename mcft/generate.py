@@ -416,7 +416,6 @@ def backend_config(
     model: str, # checkpoint folder, .gguf file, hub id, or the name the server knows
     backend: str, # transformers, vllm or openai
     options: dict, # further fields of `BackendConfig`
-    revision: str = "", # of a hub id: branch, tag or commit; "" = as found
 ) -> BackendConfig: # checked
     "Make what answers from a stage's parameters; raises `ParameterError`, which names the one at fault."
     if not isinstance(options, dict):
@@ -424,14 +423,14 @@ def backend_config(
                              f"'http://127.0.0.1:8000/v1'}}; "
                              "with papermill, pass it by -y, as in -y 'backend_options: {base_url: "
                              "http://127.0.0.1:8000/v1}'")
-    own = dict(model="model_dir", name="backend", **({"revision": "revision"} if revision else {}))
+    own = dict(model="model_dir", name="backend")
     if twice := [k for k in own if k in options]:
         raise ParameterError(f"backend_options holds {twice[0]!r}, which is the parameter {own[twice[0]]} of its own: "
                              "leave it out of backend_options")
-    try: return BackendConfig(**dict(dict(model=model, name=backend, revision=revision), **options))
+    try: return BackendConfig(**dict(model=model, name=backend, **options))
     except ParameterError as e:
         at = str(e).split(" ")[0].strip("'")
-        if at in ("model", "name"): raise ParameterError(str(e).replace(at, own[at], 1)) from None
+        if at in own: raise ParameterError(str(e).replace(at, own[at], 1)) from None
         raise ParameterError(f"in backend_options: {e}" if at in options else str(e)) from None
 
 # %% ../nbs/lib/12_generate.ipynb #689f95a6

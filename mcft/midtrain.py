@@ -9,7 +9,6 @@ __all__ = ['LOSS_ON', 'PACKING', 'LEAK', 'EARLY_CARD', 'rejection_sample', 'chai
            'midtrain', 'early_step', 'score_step', 'publish_early', 'early_card']
 
 # %% ../nbs/07_midtrain.ipynb #48b95298
-import shutil
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-from .core import Run, check_committed, continued_arm, read_rows, resolve, run_info, stable_seed
+from .core import Run, continued_arm, publish_checkpoint, read_rows, resolve, run_info, stable_seed
 from .devices import use_cpu
 from .mask import IGNORE
 from .models import chat_prompt, check_room, check_system, load_tokenizer, opened_part, prompt_ids
@@ -375,18 +374,8 @@ def publish_early(
     n: int = 250, # problems of each dev set, for the committed files
 ) -> pd.DataFrame: # dev.csv: step, set, n, right, weights
     "Write weights in bfloat16, tokenizer, log, run.json, dev accuracies and a card."
-    from safetensors.torch import load_file, save_file
-    src, dst = resolve(src), check_committed(dst)
-    info = run_info(src)
-    dst.mkdir(parents=True, exist_ok=True)
-    if info is None:
-        raise FileNotFoundError(f"{src} has no run.json: its training is not at its end; run train_base again, and it "
-                                "goes on")
-    for f in src.iterdir():
-        beside = f.is_file() and f.suffix in (".json", ".jsonl", ".jinja") and f.name[0] != "."
-        if beside: shutil.copyfile(f, dst/f.name)
-    half = {k: v.to(torch.bfloat16).contiguous() for k, v in load_file(src/"model.safetensors").items()}
-    save_file(half, dst/"model.safetensors", metadata=dict(format="pt"))
+    beside = [f.name for f in resolve(src).glob("[!.]*") if f.suffix in (".json", ".jsonl", ".jinja")]
+    info, dst = publish_checkpoint(src, dst, ["model.safetensors", *beside], half=True), resolve(dst)
     published = [dict(r, weights="bfloat16") for r in score_step(dst, dst, n)]
     table = pd.DataFrame([dict(r, weights="float32") for r in measured] + published)
     table.to_csv(dst/"dev.csv", index=False)

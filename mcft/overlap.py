@@ -103,11 +103,10 @@ def worst_pairs(
     train_questions: list[str], # text
     benchmark_questions: dict[str, list[str]]|list[str], # as in `overlap`
     n: int = 13, # words in a row
-    numbers: str = "keep", # or "mask"
     top: int = 5, # pairs per benchmark
 ): # DataFrame: benchmark, problem, train, shared, exact, question, train_question
     "List the problems that share most with a training question, beside that question."
-    return _pairs(_compare(train_questions, benchmark_questions, n, numbers), train_questions, top)
+    return _pairs(_compare(train_questions, benchmark_questions, n, "keep"), train_questions, top)
 
 # %% ../nbs/around/05_overlap.ipynb #1ac83054
 @parameters

@@ -10,7 +10,7 @@ __all__ = ['Count', 'Size', 'Seed', 'Steps', 'Number', 'NonNegative', 'Positive'
 
 # %% ../nbs/lib/02_params.ipynb #9b14db2c
 import ast, json, re
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 from types import UnionType
@@ -157,18 +157,22 @@ def injected(
     cells = [c for c in scope.get("In", []) if c.startswith("# Parameters\n")]
     return list(_assigned(cells[-1])) if cells else []
 
+def _own_fields(cls: type) -> list: # that a notebook gives: a field that is a class of parameters is read by itself
+    hints = get_type_hints(cls)
+    return [f for f in fields(cls) if not is_dataclass(hints[f.name])]
+
 def read_params(
     *classes: type, # classes made by `parameters`; together they have every parameter of the notebook
     scope: dict, # the notebook's `globals()`
 ) -> Any: # an instance; with several classes a tuple of them
     "Make a run's parameters from a notebook's variables; raises `ParameterError` before anything else happens."
-    names = [f.name for c in classes for f in fields(c)]
+    names = [f.name for c in classes for f in _own_fields(c)]
     given = injected(scope)
     if unknown := [n for n in given if n not in names]:
         near = get_close_matches(unknown[0], names, 1)
         raise ParameterError(f"{unknown[0]!r} is no parameter of this notebook"
                              + (f": did you mean {near[0]!r}?" if near else ".") + f" It has: {', '.join(names)}")
-    try: made = tuple(c(**{f.name: scope[f.name] for f in fields(c) if f.name in scope}) for c in classes)
+    try: made = tuple(c(**{f.name: scope[f.name] for f in _own_fields(c) if f.name in scope}) for c in classes)
     except ParameterError as e:
         name = str(e).split(" ")[0]
         raise ParameterError(f"{e} (" + ("given to this notebook" if name in given else "in the parameters cell")
@@ -213,7 +217,7 @@ def params_cell(
     small, usual = [], []
     for cls in classes:
         hints, words = get_type_hints(cls, include_extras=True), meanings(cls)
-        for f in fields(cls):
+        for f in _own_fields(cls):
             if "=" in words[f.name]:
                 raise ValueError(f"{cls.__name__}.{f.name}: papermill cannot read a meaning that holds an equals sign: "
                                  f"{words[f.name]!r}")
@@ -256,7 +260,7 @@ def notebook_config(
     at, classes = _find_cell(book, Path(nb).name)
     if at is None: raise ValueError(f"{Path(nb).name} has no parameters cell: it takes none")
     values = {k: ast.literal_eval(v) for k, v in _assigned("".join(book["cells"][at]["source"])).items()} | given
-    return tuple(c(**{f.name: values[f.name] for f in fields(c) if f.name in values}) for c in classes)
+    return tuple(c(**{f.name: values[f.name] for f in _own_fields(c) if f.name in values}) for c in classes)
 
 def sync_cell(
     nb: str|Path, # a notebook with a cell tagged "parameters"

@@ -15,7 +15,7 @@ __all__ = ['SPLITS', 'N_REGISTERS', 'P_HASTY', 'P_WRONG', 'LAYOUTS', 'BOS', 'EOS
 import random, re, shutil, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from .core import check_committed, progress, read_rows, resolve, run_info, stable_seed, start_run, write_rows
+from .core import progress, publish_checkpoint, read_rows, resolve, run_info, stable_seed, start_run, write_rows
 from .format import TAGS, critique_prompt, solution_text, target_text
 from .params import Count, LearningRate, Name, ParameterError, Seed, Size, parameters, read_params
 
@@ -862,13 +862,6 @@ def publish_base(
     dst: str|Path = "data/pocket/base", # committed folder
 ) -> list[dict]: # dev scores
     "Copy weights, tokenizer and run.json, and write the card."
-    src, dst = resolve(src), check_committed(dst)
-    info, scores = run_info(src), dev_scores(src)
-    if info is None:
-        raise FileNotFoundError(f"{src} has no run.json: the base is not trained to the end; run `make base` again, it "
-                                "goes on")
-    dst.mkdir(parents=True, exist_ok=True)
-    for name in (*BASE_FILES, "run.json"):
-        if (src/name).is_file(): shutil.copyfile(src/name, dst/name)
-    (dst/"README.md").write_text(model_card(info, scores), encoding="utf-8")
+    info, scores = publish_checkpoint(src, dst, (*BASE_FILES, "run.json")), dev_scores(src)
+    (resolve(dst)/"README.md").write_text(model_card(info, scores), encoding="utf-8")
     return scores

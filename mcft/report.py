@@ -288,14 +288,13 @@ def fill(
     template: str|Path, # Markdown with names
     e: Evidence, # that it speaks of
     names: dict|None = None, # further names
-    figures: str = "../figures", # folder of the figures, seen from the page
 ) -> str: # Markdown
     "Fill a page; raises jinja2's `UndefinedError` for a name that nothing has."
     from jinja2 import Environment, StrictUndefined
     env = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     env.filters |= dict(percent=percent, signed=signed, table=markdown)
     own = dict(started=e.started, missing=e.missing, readings=READINGS,
-               figure=lambda name, alt: f"![{alt}]({figures}/{name}.png)")
+               figure=lambda name, alt: f"![{alt}](../figures/{name}.png)")
     if e.started: own |= _of_rows(e)
     return env.from_string(resolve(template).read_text(encoding="utf-8")).render(**own, **(names or {}))
 

@@ -9,10 +9,10 @@ __all__ = ['PACKAGE', 'GGUF', 'GGUF_SHA256', 'PAD', 'ADAPTER', 'package_file', '
            'student_card', 'StudentRun']
 
 # %% ../nbs/worlds/03_school_student.ipynb #6a98726f
-import hashlib, importlib.util, json, shutil, sys
+import hashlib, importlib.util, json, sys
 from dataclasses import asdict
 from pathlib import Path
-from .core import MODEL_FILES, check_committed, resolve, run_info, sha256_file, start_run, write_rows
+from .core import MODEL_FILES, publish_checkpoint, resolve, run_info, sha256_file, start_run, write_rows
 from .format import solution_text
 from .generate import Sampling, complete_batch, load, plan_batches
 from .grading import extract_boxed
@@ -378,31 +378,17 @@ def publish_student(
     dst: str | Path = ADAPTER, # committed folder
 ) -> dict: # contents of student.json
     "Write the adapter in bfloat16, its card and what is known of it."
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    src, dst = resolve(src), check_committed(dst)
-    info = run_info(src)
-    if info is None:
-        raise FileNotFoundError(
-            f"{src} has no run.json: the student is not trained to the end; run `make student` again, it goes on"
-        )
-    dst.mkdir(parents=True, exist_ok=True)
-    weights = {
-        k: v.to(torch.bfloat16).contiguous()
-        for k, v in load_file(src / "adapter" / "adapter_model.safetensors").items()
-    }
-    save_file(weights, dst / "adapter_model.safetensors", metadata=dict(format="pt"))
-    told = json.loads((src / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    files = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "train_log.jsonl")
+    info, dst = publish_checkpoint(src, dst, files, half=True), resolve(dst)
+    told = json.loads((dst / "adapter_config.json").read_text(encoding="utf-8"))
     told |= dict(
         base_model_name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct",
         revision=None,
         target_modules=sorted(told["target_modules"]),
     )
     (dst / "adapter_config.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    shutil.copyfile(src / "train_log.jsonl", dst / "train_log.jsonl")
     (dst / "student.json").unlink(missing_ok=True)
-    built = build_student(src / "merged", dst)
+    built = build_student(resolve(src) / "merged", dst)
     scores = score_student(built)
     about = dict(
         digest=run_info(built)["digest"], package=PACKAGE, gguf_sha256=GGUF_SHA256, **student_facts(info, scores)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['wilson', 'mcnemar_p', 'paired_counts', 'paired_p_bounds', 'compare_counts', 'bootstrap', 'crossed', 'crossed_mdd',
-           'sign_flip_p', 'holm', 'mdd_paired', 'mdd_unpaired', 'mdd_mean', 'mdd_table', 'tost_counts', 'tost_paired',
-           'compare_paired', 'pass_at_k', 'maj_at_k']
+           'sign_flip_p', 'holm', 'mdd_paired', 'mdd_unpaired', 'mdd_mean', 'mdd_table', 'compare_paired', 'pass_at_k',
+           'maj_at_k']
 
 # %% ../nbs/lib/20_stats.ipynb #485bc0e6
 import numpy as np
@@ -239,32 +239,6 @@ def mdd_table(
     def row(b, n): return (b, n, points(1/n), points(mdd_paired(n, discordance)), points(mdd_unpaired(n, share)))
     return pd.DataFrame([row(b, n) for b, n in sizes.items()],
                         columns="benchmark n one_problem paired unpaired".split())
-
-# %% ../nbs/lib/20_stats.ipynb #07c95431
-def tost_counts(
-    correct1: int, # correct by the first
-    n1: int, # its problems
-    correct2: int, # correct by the second
-    n2: int, # its problems
-    margin: float, # largest difference that does not matter, a share
-) -> float: # p; small = equivalent within the margin
-    "Test the equivalence of two independent fractions (statsmodels, Agresti-Caffo)."
-    from statsmodels.stats.proportion import tost_proportions_2indep
-    if not 0 < margin < 1: raise ValueError(f"margin is {margin}: a fraction above 0, such as 0.03 for 3 points")
-    return float(tost_proportions_2indep(correct2, n2, correct1, n1, -margin, margin, method="agresti-caffo").pvalue)
-
-def tost_paired(
-    first, # one score per problem, or per seed
-    second, # the same problems or seeds
-    margin: float, # largest difference that does not matter
-) -> float: # p; NaN if the differences do not vary, since then nothing is known about their spread
-    "Test the equivalence of two paired means, by t tests (statsmodels)."
-    from statsmodels.stats.weightstats import ttost_paired
-    a, b = (np.asarray(x, dtype=float) for x in (first, second))
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"shapes {a.shape} and {b.shape}: the same problems (or seeds) twice, two or more")
-    if margin <= 0: raise ValueError(f"margin is {margin}: above 0, such as 0.03 for 3 points")
-    return float(ttost_paired(b, a, -margin, margin)[0]) if np.ptp(b - a) > 0 else float("nan")
 
 # %% ../nbs/lib/20_stats.ipynb #a2da436f
 def compare_paired(

@@ -81,7 +81,7 @@ def config(folder: Path, url: str, **limits) -> dict:
 
 def client(c: dict, out: str):
     "Stage 02 in this process."
-    from mcft.critique import CritiqueConfig, Prompt, TeacherConfig, run_critique
+    from mcft.critique import CritiqueConfig, TeacherConfig, run_critique
     from mcft.teacher import Limits
 
     os.environ |= ENV
@@ -95,10 +95,16 @@ def client(c: dict, out: str):
         limits=Limits(**c['limits']),
     )
     cfg = CritiqueConfig(
-        f"{c['folder']}/problems.jsonl", f"{c['folder']}/rollouts.jsonl", who, Prompt(), 1, confirm=True
+        f"{c['folder']}/problems.jsonl",
+        f"{c['folder']}/rollouts.jsonl",
+        who,
+        repairs=1,
+        confirm=True,
+        out_dir=out,
+        resume='same',
     )
     with open(os.devnull, 'w') as f, redirect_stdout(f):
-        run_critique(cfg, out)
+        run_critique(cfg)
 
 
 def start(c: dict, out: Path) -> mp.Process:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 from html import escape
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -51,6 +52,9 @@ def stage(folder, url, **teacher):
                         **dict(dict(limits=limits), **teacher))
     return CritiqueConfig(problems=f'{folder}/problems.jsonl', rollouts=f'{folder}/rollouts.jsonl', teacher=who,
                           confirm=True)
+
+
+def critiqued(cfg, folder, resume='same'): return run_critique(replace(cfg, out_dir=folder, resume=resume))
 
 
 def student(url, **kw):
@@ -169,7 +173,7 @@ def test_what_cannot_be_mended_stays_a_fault(reply, finish, reason):
 )
 def test_replies_of_all_kinds_are_kept_and_counted(asked, tmp_path, how, mended):
     with FaultServer(**how) as s:
-        table = run_critique(stage(asked, s.url), tmp_path).set_index('step')['rows']
+        table = critiqued(stage(asked, s.url), tmp_path).set_index('step')['rows']
     rows = read_rows(tmp_path / 'critiques.jsonl', 'critiques')
     assert table['kept'] == 3 and {r['finish_reason'] for r in rows} == {'stop'}
     assert table.get(f'mended: {mended}', 0) == (3 if mended else 0)
@@ -185,9 +189,9 @@ def test_settings_go_by_the_names_that_a_server_takes(asked, tmp_path, names):
         with pytest.raises(
             TeacherStop, match="'max_tokens' is not supported with this model.*set request_names to {'max_tokens': ''}"
         ):
-            run_critique(stage(asked, s.url, temperature=1.0), tmp_path / 'a')
+            critiqued(stage(asked, s.url, temperature=1.0), tmp_path / 'a')
         assert (
-            run_critique(
+            critiqued(
                 stage(asked, s.url, temperature=1.0, request_names=names), tmp_path / 'a', 'fresh'
             ).step.tolist()[-1]
             == 'kept'
@@ -218,7 +222,7 @@ def test_the_words_of_a_server_are_in_the_error_and_in_the_row(asked, tmp_path, 
     said = body.replace('overloaded', f'overloaded for {KEY} and {KEY[:12]}... ' + 'x' * 400)
     with FaultServer(share=1, kinds=('500',), body=said) as s:
         with pytest.raises(TeacherStop, match=r'status 500: .*the model is overloaded for \*\*\* and \*\*\*') as e:
-            run_critique(stage(asked, s.url, key_env='MCFT_MARKER_KEY'), tmp_path)
+            critiqued(stage(asked, s.url, key_env='MCFT_MARKER_KEY'), tmp_path)
         with pytest.raises(RuntimeError, match=r'status 500: .*the model is overloaded for \*\*\* and \*\*\*') as other:
             answers(student(s.url, key_env='MCFT_MARKER_KEY'))
     rows = read_rows(tmp_path / 'critiques.jsonl', 'critiques')

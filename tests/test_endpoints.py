@@ -89,7 +89,7 @@ def test_the_page_is_made_from_the_run_folders(grid):
                           out_dir=str(folder/'page'), collect=str(folder/'runs'))
     run_report(report, '06_ablation', KINDS)
     page = (folder/'page'/'found_factorial.md').read_text()
-    assert '| mcft 0.20, 1e-4, over all | 2 | 0.688 | 1.000 | 1.000 | 0.688 | 1.000 |' in page
+    assert '| mcft 0.20, 1e-4, over all | 2 | 68.8% | 100.0% | 100.0% | 68.8% | 100.0% |' in page
     by = pd.read_csv(folder/'page'/'factorial_benchmarks.csv').set_index(['contrast', 'benchmark'])
     name = 'mcft 0.20, 1e-4, over all − cft, 1e-4'
     assert by['diff'][name, 'all'] == pytest.approx(.25)

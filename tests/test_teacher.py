@@ -63,6 +63,9 @@ def config(folder, url, price=1.0, confirm=True, repairs=0, **limits):
     )
 
 
+def critiqued(cfg, folder, resume='same'): return run_critique(replace(cfg, out_dir=folder, resume=resume))
+
+
 def wait_until_asked(server, alive, seconds=60):
     "Until the endpoint has seen a request; the asker must be alive."
     until = time.monotonic() + seconds
@@ -99,7 +102,7 @@ def test_bench_measures(tmp_path):
 )
 def test_a_reply_that_is_no_good_is_dropped_with_its_reason(asked, tmp_path, kind, reason):
     with FaultServer(share=1, kinds=(kind,)) as s:
-        run_critique(config(asked, s.url, repairs=1), tmp_path)
+        critiqued(config(asked, s.url, repairs=1), tmp_path)
         rows, counts = read_rows(tmp_path / 'critiques.jsonl', 'critiques'), s.counts()
     told = [r for r in rows if r['attempts']]
     assert {(r['status'], r['reason'], r['attempts'], tuple(r['faults'])) for r in told} == {
@@ -122,7 +125,7 @@ def test_tries_are_bounded_and_counted_and_broken_ones_cost(asked, tmp_path, kin
         with pytest.raises(
             TeacherStop, match=f'none of 12 asks was answered by openai:teacher, the first: {reason[10:]}'
         ):
-            run_critique(
+            critiqued(
                 config(asked, s.url, max_tries=3, timeout=0.3 if kind == 'hang' else 10, max_failed=99), tmp_path
             )
         rows, seen = (
@@ -141,13 +144,13 @@ def test_failed_asks_are_asked_again_by_the_next_run_and_only_those(asked, tmp_p
         with pytest.warns(
             UserWarning, match='status 400: flagged by our filter .rollout .* run again to ask for these alone'
         ):
-            table = run_critique(config(asked, s.url), tmp_path)
+            table = critiqued(config(asked, s.url), tmp_path)
         failed = [r for r in read_rows(tmp_path / 'critiques.jsonl', 'critiques') if r['reason'].startswith('no reply')]
     assert 0 < len(failed) < 12 and not (tmp_path / 'run.json').exists()
     assert {r['reason'] for r in failed} == {'no reply: status 400: flagged by our filter'}
     assert table.set_index('step')['rows']['dropped: no reply: status 400'] == len(failed)
     with FaultServer() as s:
-        assert run_critique(config(asked, s.url), tmp_path).step.tolist()[-1] == 'kept'
+        assert critiqued(config(asked, s.url), tmp_path).step.tolist()[-1] == 'kept'
         assert list(s.counts()['seen'].values()) == [1] * len(failed)
     assert all(r['status'] == 'kept' for r in read_rows(tmp_path / 'critiques.jsonl', 'critiques') if r['attempts'])
     assert json.loads((tmp_path / 'run.json').read_text())['n_unanswered'] == 0
@@ -156,13 +159,13 @@ def test_failed_asks_are_asked_again_by_the_next_run_and_only_those(asked, tmp_p
 def test_a_complete_run_that_lacks_replies_is_opened_again_unless_it_may_lack_them(asked, tmp_path):
     with FaultServer(share=0.4, kinds=('400',)) as s:
         cfg = replace(config(asked, s.url), max_unanswered=11)
-        run_critique(cfg, tmp_path)
+        critiqued(cfg, tmp_path)
         seen = s.counts()['seen']
         assert json.loads((tmp_path / 'run.json').read_text())['n_unanswered'] > 0
-        run_critique(cfg, tmp_path)
+        critiqued(cfg, tmp_path)
         assert s.counts()['seen'] == seen  # complete: nothing is asked
         with pytest.raises(TeacherStop, match='none of .* asks was answered'):
-            run_critique(config(asked, s.url), tmp_path)
+            critiqued(config(asked, s.url), tmp_path)
         assert not (tmp_path / 'run.json').exists()
 
 
@@ -183,13 +186,13 @@ def test_a_word_does_not_pay(asked, tmp_path, word):
 def test_retry_after_is_honoured_by_all_requests(asked, tmp_path):
     with FaultServer(share=0.5, kinds=('429',), retry_after=0.7, seed=1) as s:
         t0 = time.monotonic()
-        run_critique(config(asked, s.url), tmp_path)
+        critiqued(config(asked, s.url), tmp_path)
         assert time.monotonic() - t0 > 0.7 and s.counts()['kinds']['429']
     with (
         FaultServer(share=1, kinds=('429',), retry_after=3600) as s,
         pytest.raises(TeacherStop, match='asks to wait 3600 s, more than max_wait'),
     ):
-        run_critique(config(asked, s.url), tmp_path / 'long')
+        critiqued(config(asked, s.url), tmp_path / 'long')
     assert not (tmp_path / 'long' / 'run.json').exists()
 
 
@@ -197,7 +200,7 @@ def test_a_dead_endpoint_stops_the_run_instead_of_dropping_rollouts(asked, tmp_p
     with FaultServer() as s:
         url = s.url
     with pytest.raises(TeacherStop, match='3 asks in a row failed for good, the last by connection refused'):
-        run_critique(config(asked, url, max_tries=2, max_failed=3, concurrency=1), tmp_path)
+        critiqued(config(asked, url, max_tries=2, max_failed=3, concurrency=1), tmp_path)
     assert not (tmp_path / 'run.json').exists() and not any(
         e.get('unseen') for e in lines(tmp_path / 'paid' / 'ledger.jsonl')
     )
@@ -206,7 +209,7 @@ def test_a_dead_endpoint_stops_the_run_instead_of_dropping_rollouts(asked, tmp_p
 def test_budgets_stop_cleanly_and_a_raised_one_goes_on(asked, tmp_path):
     with FaultServer(latency=0.05) as s:
         with pytest.raises(TeacherStop, match='request budget: 5 of 5 requests are sent; raise max_requests'):
-            run_critique(config(asked, s.url, max_requests=5), tmp_path)
+            critiqued(config(asked, s.url, max_requests=5), tmp_path)
         assert (
             len(answered(tmp_path))
             == 5
@@ -215,10 +218,10 @@ def test_budgets_stop_cleanly_and_a_raised_one_goes_on(asked, tmp_path):
         )
         spent = sum(r['cost'] for r in lines(tmp_path / 'paid' / 'replies.jsonl'))
         with pytest.raises(TeacherStop, match='money budget'):
-            run_critique(config(asked, s.url, max_cost=spent + 0.003), tmp_path)
+            critiqued(config(asked, s.url, max_cost=spent + 0.003), tmp_path)
         more = sum(r['cost'] for r in lines(tmp_path / 'paid' / 'replies.jsonl'))
         assert spent < more <= spent + 0.003
-        run_critique(config(asked, s.url, max_cost=1, max_requests=100), tmp_path)
+        critiqued(config(asked, s.url, max_cost=1, max_requests=100), tmp_path)
         counts = s.counts()
     assert set(counts['billed'].values()) == {1} and len(counts['billed']) == 12
     assert json.loads((tmp_path / 'run.json').read_text())['n_sent'] == 12
@@ -229,17 +232,17 @@ def test_nothing_is_sent_before_the_price_is_confirmed(asked, tmp_path):
         with pytest.raises(
             TeacherStop, match='12 requests to openai:teacher will cost about .* nothing was sent. Set confirm: true'
         ):
-            run_critique(config(asked, s.url, confirm=False), tmp_path)
+            critiqued(config(asked, s.url, confirm=False), tmp_path)
         assert not s.counts()['seen'] and json.loads((tmp_path / 'estimate.json').read_text())['requests'] == 12
-        run_critique(config(asked, s.url, price=0, confirm=False), tmp_path / 'free')
+        critiqued(config(asked, s.url, price=0, confirm=False), tmp_path / 'free')
         assert len(s.counts()['seen']) == 12
 
 
 def test_another_check_asks_nothing_again(asked, tmp_path):
     with FaultServer() as s:
         cfg = config(asked, s.url)
-        run_critique(cfg, tmp_path)
-        kept = run_critique(replace(cfg, checks=Checks(min_chars=80)), tmp_path, 'fresh').set_index('step')['rows']
+        critiqued(cfg, tmp_path)
+        kept = critiqued(replace(cfg, checks=Checks(min_chars=80)), tmp_path, 'fresh').set_index('step')['rows']
         assert (
             kept['dropped: degenerate: length'] > 0
             and len(s.counts()['seen']) == 12
@@ -249,11 +252,11 @@ def test_another_check_asks_nothing_again(asked, tmp_path):
 
 def test_two_processes_may_not_ask_for_the_same(asked, tmp_path):
     with FaultServer(latency=0.5) as s:
-        first = threading.Thread(target=run_critique, args=(config(asked, s.url), tmp_path))
+        first = threading.Thread(target=critiqued, args=(config(asked, s.url), tmp_path))
         first.start()
         wait_until_asked(s, first.is_alive)
         with pytest.raises(TeacherStop, match='open in another process'):
-            run_critique(config(asked, s.url), tmp_path)
+            critiqued(config(asked, s.url), tmp_path)
         first.join()
         assert set(s.counts()['seen'].values()) == {1}
 
@@ -376,7 +379,7 @@ def test_transformers_serve_is_a_teacher(served, asked, tmp_path):
         max_tokens=200,
         limits=Limits(concurrency=2, timeout=120),
     )
-    table = run_critique(self_critique(asked, who), tmp_path / 'http').set_index('step')['rows']
+    table = critiqued(self_critique(asked, who), tmp_path / 'http').set_index('step')['rows']
     rows = read_rows(tmp_path / 'http' / 'critiques.jsonl', 'critiques')
     assert (
         len(rows) == 12
@@ -386,7 +389,7 @@ def test_transformers_serve_is_a_teacher(served, asked, tmp_path):
     assert table['kept'] > 0 and all(r['n_tok'] for r in rows if r['attempts'])
     # the student in this process says the same: greedy, the same prompt
     student = TeacherConfig('student', model=str(model), max_tokens=200)
-    run_critique(self_critique(asked, student), tmp_path / 'here')
+    critiqued(self_critique(asked, student), tmp_path / 'here')
     here = {r['rollout_id']: r for r in read_rows(tmp_path / 'here' / 'critiques.jsonl', 'critiques')}
     assert sum(here[r['rollout_id']]['critique'] == r['critique'] for r in rows) >= 10
 
