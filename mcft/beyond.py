@@ -158,8 +158,8 @@ def by_prompt(
     "Write accuracy and form under each prompt, so that they can be told apart."
     if "prompt" not in e.all_rows: return pd.DataFrame()
     t = e.all_rows.groupby(["arm", "prompt"], observed=True)[["right", "boxed"]].mean().map(percent).unstack("prompt")
-    said = {f"{p}: {word}": t[k, p] for p in e.cfg["prompts"] for k, word in dict(right="correct", boxed="boxed").items()
-            if (k, p) in t}
+    words = dict(right="correct", boxed="boxed")
+    said = {f"{p}: {words[k]}": t[k, p] for p in e.cfg["prompts"] for k in words if (k, p) in t}
     return pd.DataFrame(said).reindex([a for a in e.arms if a in t.index]).rename_axis("arm").reset_index()
 
 def page_names(

@@ -22,7 +22,7 @@ def cells(n: int, seed: int, names: tuple | list = (), config: str = CONFIG, row
         if m.job and not m.step and (have is None or (m.arm.name, m.seed) in have):
             runs.setdefault(m.run.partition('@')[0], []).append(m)
     if unknown := [x for x in names if x not in runs]:
-        raise SystemExit(f'{config} has no run {unknown[0]!r}; one of its runs is {next(iter(runs), "still to come")!r}')
+        raise SystemExit(f'{config} has no run {unknown[0]!r} with rows; some that have: {", ".join(list(runs)[:3])}')
     if not names:
         rng, by_arm = random.Random(seed), {}
         for name, (m, *_) in runs.items(): by_arm.setdefault(m.arm.name, []).append(name)

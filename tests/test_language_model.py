@@ -1,9 +1,7 @@
 """The grid of the language model: its page in every state of the grid, rows that go on elsewhere, weights that go."""
 import json
-import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,8 +65,9 @@ def made_up(grid: dict, seeds: list, effect: float = .3) -> dict:
             nats = 8*(.3 - gain/2 + .05*rng.random(40))
             probes.append(pd.DataFrame(dict(arm=m.arm.name, seed=np.int16(m.seed), measure='chain_nats', set='words',
                                             id=[f'words-{i}' for i in range(40)], value=nats, n=8)))
+    trained = [m for m in models(grid) if m.job and m.prompt == 'chain' and m.seed in seeds]
     runs = pd.DataFrame([dict(arm=m.arm.name, seed=m.seed, seconds=900, eval_seconds=270, probe_seconds=200,
-                              machine='a CPU') for m in models(grid) if m.job and m.prompt == 'chain' and m.seed in seeds])
+                              machine='a CPU') for m in trained])
     return dict(scores=scores, probes=pd.concat(probes, ignore_index=True), runs=runs)
 
 
@@ -94,7 +93,7 @@ def test_the_page_without_rows(grid, tmp_path):
 @pytest.mark.parametrize('seeds, says, answers', [
     ([], '**The grid has not ended: 0 of 65 fine-tuned models have rows.**', 'So far: it cannot be said yet.'),
     ([0], '`cft` 1 of 8', 'So far: it cannot be said yet.'),
-    ([0, 1, 2], '`mcft 0.50` 3 of 5', 'So far: no. Accuracy falls with the fraction of the critique that is masked: −')])
+    ([0, 1, 2], '`mcft 0.50` 3 of 5', 'So far: no. Accuracy falls with the fraction of the critique that is masked')])
 def test_the_page_of_a_part_of_the_grid(grid, tmp_path, seeds, says, answers):
     "Here with the sign that the pilot saw: a mask costs accuracy, for the loss on critiques helps."
     page = page_of(grid, tmp_path/'rows', seeds, effect=-.3)
@@ -102,13 +101,13 @@ def test_the_page_of_a_part_of_the_grid(grid, tmp_path, seeds, says, answers):
     assert (f'{len(seeds)} of 8') in page and (tmp_path/'rows'/'figures'/'school_endpoints.png').exists()
     if len(seeds) > 1:
         assert 'Gate 1 is open so far' in page and 'learning to write critiques helps the answers' in page
-        assert '| training | 31 | 15.0 |' in page
+        assert '| training | 36 | 15.0 |' in page
 
 
 def test_the_page_of_the_whole_grid(grid, tmp_path):
     page = page_of(grid, tmp_path/'rows', grid['seeds'])
-    assert 'has not ended' not in page and 'Gate 1 is open:' in page
-    assert 'yes, by the slope. Accuracy rises' in page and 'learning to write critiques harms the answers' in page
+    assert 'has not ended' not in page and 'Gate 1 is open, by mcft 1.00 − cft' in page
+    assert 'Yes, by the slope. Accuracy rises' in page and 'learning to write critiques harms the answers' in page
     t = pd.read_csv(tmp_path/'rows'/'page'/'school_families.csv').set_index(['family', 'endpoint', 'contrast'])
     slope = t.loc[('claim', 'right', 'slope')]
     assert slope.low < .3 < slope.high + .03 and slope.n_seeds == 8 and slope.reading == 'higher'
@@ -241,22 +240,24 @@ def test_later_stages_start_from_the_models_of_the_grid(grid):
 
 
 @needs_student
-def test_dpo_and_grpo_on_this_world(tmp_path, capsys):
+def test_dpo_and_grpo_on_this_world(tmp_path):
     "From a start through both stages to the page; weights go; the runs compared with their own rows are the same."
     run, config = tmp_path/'school', tmp_path/'smoke.yaml'
     for name in ('world', 'student'): (run/name).mkdir(parents=True)
     write_world('school_symbolic', run/'world', ('critique', 'dev', 'gsm_symbolic'), 16)
     tiny_student(run/'student')
     drawn_by_hand(run/'01_data', 'critique', symbolic_words('critique')[:16])
-    drawn = run/'rollouts'/'cft-s0'  # a random model has nothing right, so nothing to prefer
-    drawn_by_hand(drawn, 'critique', symbolic_words('critique')[:4], 8)
-    os.utime(drawn/'run.json', (time.time() + 3600,)*2)  # newer than the start that it is said to come from
     config.write_text(yaml.safe_dump(read_grid('configs/school_beyond_smoke.yaml'))
                       .replace('runs/smoke/school', str(run)))
-    done = subprocess.run([sys.executable, '-m', 'snakemake', '--nolock', '--cores', '1', '--configfile', str(config)],
-                          cwd=ROOT, capture_output=True, text=True, timeout=3600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert '1 trainings by preferences' in done.stderr
+    def snakemake(*targets):
+        done = subprocess.run([sys.executable, '-m', 'snakemake', *targets, '--nolock', '--cores', '1', '--configfile',
+                               str(config)], cwd=ROOT, capture_output=True, text=True, timeout=3600)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stderr
+    snakemake(f'{run}/04_train/cft-s0/run.json')
+    # a random model has nothing right, so nothing to prefer
+    drawn_by_hand(run/'rollouts'/'cft-s0', 'critique', symbolic_words('critique')[:4], 8)
+    assert '1 trainings by preferences' in snakemake()
     page = (run/'10_beyond'/'found_school_beyond.md').read_text()
     assert '`cft` from' in page and 'cft, then GRPO − cft, then DPO' in page and 'has not ended' not in page
     runs = pd.read_csv(run/'results'/'school_beyond_runs.csv').set_index('stage')
