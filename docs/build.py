@@ -27,6 +27,9 @@ FOUND = {  # pages of docs/ that runs write: section -> the rows of its table
     'found_factorial': {'Planned contrasts': 'factorial_contrasts', 'By benchmark': 'factorial_benchmarks',
                         'Endpoints': 'endpoints', 'Exploratory contrasts': 'factorial_contrasts',
                         'What each arm trained on': 'factorial_runs'},
+    'found_school_beyond': {'Planned contrasts': 'school_beyond_contrasts',
+                            'Exploratory contrasts': 'school_beyond_contrasts',
+                            'What each run was given': 'school_beyond_runs'},
     'found_beyond': {'The stages of Phi-4-Mini-Reasoning': 'beyond_stages', 'Planned contrasts': 'beyond_contrasts',
                      'Exploratory contrasts': 'beyond_contrasts', 'What each run was given': 'beyond_runs'}}
 FOUND = {name: rows for name, rows in FOUND.items() if (ROOT/'docs'/f'{name}.md').exists()}  # others are to come

@@ -61,6 +61,17 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     school_runs=('The school world: runs', 'What each run was trained on, where its losses ended, and where it ran.'),
     school_pilot_runs=('The school world: runs of the pilot', 'Wall time, speed and peak memory, beside other work.'),
     school_lr=('The school world: a second learning rate', 'Dev scores of the search, with the thought opened.'),
+    school_repeat=('The school world: runs made again',
+                   '`make cells PROFILE=school`: runs made again from nothing on another machine (`cpu`; the committed '
+                   'ones ran on `committed_cpu`). `different` verdicts and `lengths_different` of `n` responses; '
+                   '`points`: by how much accuracy by the native chain differs; `same_rows`: both learned from equally '
+                   'many tokens.'),
+    school_beyond_starts=('The school world: before and after DPO and GRPO', ''),
+    school_beyond_contrasts=('The school world: differences after DPO and GRPO', 'As for the experiment.'),
+    school_beyond_arms=('The school world: models before and after DPO and GRPO',
+                        'Accuracy by the native chain, 95% intervals over problems and seeds.'),
+    school_beyond_lr=('The school world: learning rates of DPO and GRPO', 'Dev scores of the search from the student.'),
+    school_beyond_runs=('The school world: runs of DPO and GRPO', 'What each run was given, and how long it took.'),
     school_gate=('The school world: what its student expects',
                  'Nats of each part of a training example under the student.'),
     school_hidden=('The school world: what a mask hides',

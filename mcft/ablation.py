@@ -602,11 +602,20 @@ def _pilot(e: Evidence) -> dict|None: # what it showed, as text; None before it
     pilot = e.cfg["pilot"]
     if not resolve(pilot.get("rows", "")).is_file() or not pilot.get("pairs"): return None
     rows = e.of_prompt(load_rows(pilot["rows"]))
-    arms = [f"`{arm}` {percent(d.right.mean())}" for arm, d in rows.groupby("arm")]
+    shown = rows.assign(arm=rows.arm.astype(str).replace("base", "student"))
+    arms = [f"`{arm}` {percent(d.right.mean())}" for arm, d in shown.groupby("arm", sort=False)]
     found = {contrast_name(*p): estimate(difference(rows, *p)) for p in pilot["pairs"]}
     def told(x): return f"{signed(x['diff'])} points ({signed(x['low'])} to {signed(x['high'])})"
     return dict(arms=", ".join(arms), pairs="; ".join(f"`{name}` {told(x)}" for name, x in found.items()),
                 n_problems=rows.problem.nunique(), n_seeds=len(pilot["seeds"]))
+
+def _times(e: Evidence) -> dict: # what was spent on the runs, as a table by stage, and where
+    runs = e.collected("runs") if e.has("runs") else pd.DataFrame(columns=["machine"])
+    spent = dict(training="seconds", evaluations="eval_seconds", probe="probe_seconds")
+    found = {stage: runs[c].dropna() for stage, c in spent.items() if c in runs and runs[c].notna().any()}
+    times = [{"stage": stage, "runs": len(s), "median, minutes": f"{s.median()/60:.1f}",
+              "together, hours": f"{s.sum()/3600:.1f}"} for stage, s in found.items()]
+    return dict(times=pd.DataFrame(times), machines=" and ".join(sorted(set(runs.machine.dropna()))))
 
 def _power_lines(t: pd.DataFrame) -> pd.DataFrame|None: # as text
     if not len(t): return None
@@ -632,10 +641,20 @@ def _of_families(e: Evidence) -> dict: # names of a page with families of contra
     t = families_of(e)
     tested = t[(t.family == next(iter(e.cfg["report"]["families"]))) & (t.endpoint == "right")]
     return {**names, **_seeds_wanted(e, t), "n_there": len(there), "seeds": ", ".join(seeds),
-            "families": family_lines(t), "forms": form_lines(e), "probes": endpoint_lines(e).replace("base", "student"),
-            "power": _power_lines(pilot_power(e)),
-            "gate_tests": list(tested.itertuples()),
-            "told": lambda first, second=None, endpoint="right": _told(t, first, second, endpoint)}
+            "every_arm": list(e.arms), "forms": form_lines(e), "probes": endpoint_lines(e).replace("base", "student"),
+            "power": _power_lines(pilot_power(e)), **_times(e),
+            "families": family_lines(t.assign(contrast=t.contrast.str.replace("− base", "− student"))),
+            "gate_tests": list(tested.itertuples()), "correct": lambda arm, prompt: _correct(e.all_rows, arm, prompt),
+            "told": lambda first, second=None, endpoint="right": _told(t, first, second, endpoint),
+            "reading": lambda first, second=None: _reading(t, first, second)}
+
+def _correct(rows: pd.DataFrame, arm: str, prompt: str) -> str: # percent under one prompt
+    d = rows[(rows.arm == arm) & (rows.prompt == prompt)]
+    return percent(d.right.mean()) if len(d) else LACKING
+
+def _reading(t: pd.DataFrame, first: str, second: str|None) -> str: # of one contrast of accuracies
+    name = first if second is None else f"{first} − {second}"
+    return next((r.reading for r in t.itertuples() if (r.contrast, r.endpoint) == (name, "right")), LACKING)
 
 def _told(t: pd.DataFrame, first: str, second: str|None, endpoint: str) -> str: # one contrast in running text
     name = first if second is None else f"{first} − {second}"

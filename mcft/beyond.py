@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'TABLES', 'KINDS', 'continuations', 'plot_continuations', 'sample_curves', 'plot_samples', 'stage_table',
-           'better', 'cost_table', 'stage_steps', 'best_after', 'page_names']
+           'better', 'cost_table', 'stage_steps', 'best_after', 'by_prompt', 'page_names']
 
 # %% ../nbs/10_beyond.ipynb #ec8dc67f
 import pandas as pd
@@ -98,10 +98,11 @@ def _panel(ax, d: pd.DataFrame, how: dict): # one curve before and one after
 
 # %% ../nbs/10_beyond.ipynb #26be2c64
 def stage_table(
-    e: Evidence, # whose config names `stages`, and `reported`, the report's scores in percent
+    e: Evidence, # whose config may name `stages`, and `reported`, the report's scores in percent
 ) -> pd.DataFrame: # stage, a column per benchmark and their mean (percent), low, high, n_seeds, the report's
     "Put our stages into the layout of the report's Table 3, beside its numbers."
     report, t, out = e.cfg["report"], e.accuracy, []
+    if not report.get("stages"): return pd.DataFrame()
     reported = pd.read_csv(resolve(report["reported"])).drop(columns="source")
     reported = reported.rename(columns={"stage": "Phi-4-Mini: stage"})
     for i, stage in enumerate(report["stages"]):
@@ -136,10 +137,10 @@ def cost_table(
     return d.round(0).astype({c: "Int64" for c in _COUNTED}).astype(object).where(lambda d: d.notna(), "")
 
 def stage_steps(
-    e: Evidence, # whose config names `stages`
+    e: Evidence, # whose config may name `stages`
 ) -> list[tuple]: # (stage, difference, low, high): against the stage before it
     "Compare each stage with the one before, which the report's table only lists."
-    there = [s for s in e.cfg["report"]["stages"] if s in e.accuracy.index]
+    there = [s for s in e.cfg["report"].get("stages", []) if s in e.accuracy.index]
     found = [(after, estimate(difference(e.rows, after, before))) for before, after in zip(there, there[1:])]
     return [(stage, x["diff"], x["low"], x["high"]) for stage, x in found]
 
@@ -151,10 +152,21 @@ def best_after(
     if not len(later) or "sft" not in e.accuracy.index or later.max() >= e.accuracy.accuracy["sft"]: return None
     return later.idxmax(), later.max()
 
+def by_prompt(
+    e: Evidence, # rows of responses
+) -> pd.DataFrame: # arm, and what is correct and boxed under each prompt, as text; empty without prompts
+    "Write accuracy and form under each prompt, so that they can be told apart."
+    if "prompt" not in e.all_rows: return pd.DataFrame()
+    t = e.all_rows.groupby(["arm", "prompt"], observed=True)[["right", "boxed"]].mean().map(percent).unstack("prompt")
+    words = dict(right="correct", boxed="boxed")
+    said = {f"{p}: {words[k]}": t[k, p] for p in e.cfg["prompts"] for k in words if (k, p) in t}
+    return pd.DataFrame(said).reindex([a for a in e.arms if a in t.index]).rename_axis("arm").reset_index()
+
 def page_names(
     e: Evidence, # of this grid
 ) -> dict: # name -> value
     "Give the page its numbers."
+    if not e.started: return {}
     def accuracy(arm): return percent(e.accuracy.accuracy[arm]) if arm in e.accuracy.index else "(still to come)"
     def lower(first,
               second): return (e.contrasts[e.contrasts.contrast == f"{first} − {second}"].reading == "lower").any()
@@ -165,7 +177,7 @@ def page_names(
     own = dict(steps=said, falls=falls, best=best_after(e), accuracy=accuracy)
     return dict(own, lower=lower, better=lambda first, second: better(e, first, second), stages=stages,
                 n_planned=len(comparisons(e.cfg)["planned"]), has_samples=e.has("samples"),
-                costs=cost_table(e.collected("runs")))
+                costs=cost_table(e.collected("runs")), prompts=by_prompt(e))
 
 # %% ../nbs/10_beyond.ipynb #09db1421
 def _planned(e: Evidence): # the planned contrasts

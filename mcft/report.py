@@ -62,12 +62,23 @@ def _trained_on(info: dict) -> dict: # what a run's `run.json` counts
                 machine=info.get("versions", {}).get("cpu") or info.get("versions", {}).get("machine"))
     return dict(lr=info["params"]["lr"], **{k: info.get(v) for k, v in counted.items()}, **parts, **made)
 
+def _read_in(cfg: dict) -> dict: # (arm, seed) -> seconds of the evaluations, and of the probe, of its model at the end
+    out = {}
+    jobs = [*(("eval_seconds", m.score, m) for m in models(cfg)),
+            *(("probe_seconds", name, m) for name, m in probed(cfg).items())]
+    for column, name, m in jobs:
+        info = None if m.step else run_info(f"{cfg['run_dir']}/{name}")
+        if not info: continue
+        of_run = out.setdefault((m.arm.name, m.seed), {})
+        of_run[column] = of_run.get(column, 0) + info["seconds"]
+    return out
+
 def run_table(
     cfg: dict, # from `mcft.grid.read_grid`
     partial: bool = False, # leave out what has not ended yet
 ) -> pd.DataFrame: # arm, seed and the columns that the config's report names
     "Describe each training run of a grid."
-    out, plans = [], plan_keys(cfg)
+    out, plans, read = [], plan_keys(cfg), _read_in(cfg)
     for m in models(cfg):
         if m.prompt != next(iter(cfg["prompts"]), ""): continue # once for all of its evaluations
         info = training_info(f"{cfg['run_dir']}/{m.job}") if m.job and not m.step else None
@@ -75,7 +86,7 @@ def run_table(
         if info is None:
             raise FileNotFoundError(f"no finished run in {cfg['run_dir']}/{m.job}: go on with the grid, or set partial")
         out.append(dict(arm=m.arm.name, seed=m.seed, stage=m.arm.stage, plan=plans[m.arm.name, m.seed],
-                        **_trained_on(info), **_drawn(cfg, m)))
+                        **_trained_on(info), **_drawn(cfg, m), **read.get((m.arm.name, m.seed), {})))
     columns = ["arm", "seed", *cfg["report"].get("columns", ["lr", "updates", "seconds"])]
     whole = {c: "Int64" for c in ("pairs", "samples") if c in columns}
     return pd.DataFrame(out).reindex(columns=columns).round(5).astype(whole)

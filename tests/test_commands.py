@@ -254,7 +254,7 @@ def test_rules_of_the_grid_can_be_planned(rule, config, tmp_path):
 
 def test_cells_to_make_again_are_of_different_arms():
     from measure import cells
-    assert len({m.arm.name for m in cells.cells(3, 0)}) == 3
+    assert len({m.arm.name for found in cells.cells(3, 0).values() for m in found}) == 3
 
 
 def test_publish_copies_a_finished_run_and_clean_keeps_it(clone):
