@@ -85,7 +85,7 @@ factorial: venv ## masks by learning rates by divisors of the loss, and what the
 beyond: PROFILE = beyond
 beyond: venv ## what comes after critique fine-tuning: DPO and GRPO from four starts, Phi-4-Mini's stages; goes on where it stopped
 	@$(SNAKEMAKE) $(BUSY)
-	@echo "what was found: runs/$(PROFILE)/10_beyond/found_beyond.md"
+	@echo "what was found: runs/$(PROFILE)/10_beyond/found_*.md"
 
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
