@@ -121,7 +121,7 @@ MADE_BY = $(if $(filter ablation% factorial% beyond%,$(PROFILE)),$(firstword $(s
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
 	@$(BIN)/python docs/publish.py $(PROFILE) $(PAGE) $(MADE_BY)
 	@if test $(MADE_BY) != reproduce; then $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/$(PAGE).ipynb; $(BIN)/nbdev_clean --fname nbs/$(PAGE).ipynb; fi
-	@$(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make $(MADE_BY)'
+	@$(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make $(MADE_BY)$(if $(filter $(MADE_BY) pocket,$(PROFILE)),, PROFILE=$(PROFILE))'
 	@$(BIN)/python docs/readme.py
 	@$(BIN)/python docs/neighbours.py
 	@$(BIN)/python docs/results.py
