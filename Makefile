@@ -88,7 +88,7 @@ factorial: venv ## masks by learning rates by divisors of the loss, and what the
 beyond: PROFILE = beyond
 beyond: venv ## what comes after critique fine-tuning: DPO and GRPO from four starts, Phi-4-Mini's stages; goes on where it stopped
 	@$(SNAKEMAKE) $(BUSY)
-	@echo "what was found: runs/$(PROFILE)/10_beyond/found_beyond.md"
+	@echo "what was found: runs/$(PROFILE)/10_beyond/found_*.md"
 
 lr: venv ## choose each arm's learning rate on the dev split
 	@$(SNAKEMAKE) lr $(BUSY)
@@ -123,7 +123,7 @@ MADE_BY = $(if $(filter ablation% factorial% beyond%,$(PROFILE)),$(firstword $(s
 publish: ## commit-ready copies of a finished run: rows, tables, figures, small artifacts (PROFILE=pocket)
 	@$(BIN)/python docs/publish.py $(PROFILE) $(PAGE) $(MADE_BY)
 	@if test $(MADE_BY) != reproduce; then $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/$(PAGE).ipynb; $(BIN)/nbdev_clean --fname nbs/$(PAGE).ipynb; fi
-	@$(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make $(MADE_BY)'
+	@$(BIN)/python docs/provenance.py --run runs/$(PROFILE) --command 'make $(MADE_BY)$(if $(filter $(MADE_BY) pocket,$(PROFILE)),, PROFILE=$(PROFILE))'
 	@$(BIN)/python docs/readme.py
 	@$(BIN)/python docs/neighbours.py
 	@$(BIN)/python docs/results.py

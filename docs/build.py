@@ -31,7 +31,13 @@ FOUND = {  # pages of docs/ that runs write: section -> the rows of its table
                             'Exploratory contrasts': 'school_beyond_contrasts',
                             'What each run was given': 'school_beyond_runs'},
     'found_beyond': {'The stages of Phi-4-Mini-Reasoning': 'beyond_stages', 'Planned contrasts': 'beyond_contrasts',
-                     'Exploratory contrasts': 'beyond_contrasts', 'What each run was given': 'beyond_runs'}}
+                     'By benchmark': 'beyond_benchmarks', 'Exploratory contrasts': 'beyond_contrasts',
+                     'What each run was given': 'beyond_runs'},
+    'found_techniques': {'The order of the stages': 'beyond_techniques_stages',
+                         'Planned contrasts': 'beyond_techniques_contrasts',
+                         'By benchmark': 'beyond_techniques_benchmarks',
+                         'Exploratory contrasts': 'beyond_techniques_contrasts',
+                         'What each run was given': 'beyond_techniques_runs'}}
 FOUND = {name: rows for name, rows in FOUND.items() if (ROOT/'docs'/f'{name}.md').exists()}  # others are to come
 GUIDES = ('howto_model', 'howto_arm', 'howto_mask_unit', 'howto_continue', 'howto_teacher', 'howto_paper',
           'howto_benchmark', 'howto_cluster')

@@ -16,7 +16,8 @@ def page(
     rows: Path = ROWS,  # folder of the committed rows
 ) -> str:  # Markdown
     "Fill the template; a contrast that no row has is said to be not measured yet."
-    contrasts = pd.concat([pd.read_csv(rows/f'{name}contrasts.csv') for name in ('', 'beyond_')])
+    files = [rows/f'{name}contrasts.csv' for name in ('', 'beyond_', 'factorial_')]  # the last may be still to come
+    contrasts = pd.concat([pd.read_csv(f) for f in files if f.exists()])
     tokens = pd.read_csv(rows/'pocket_sensitivity.csv').set_index('measure').value
     env = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     template = env.from_string(TEMPLATE.read_text(encoding='utf-8'))

@@ -62,6 +62,8 @@ MAKERS = (  # the first pattern that fits
     Maker('gpu', 'measure/gpu_train.py', '', 'make gpu'),
     Maker('engines', 'measure/engines.py', '', 'python -m measure.engines'),
     Maker('where_run', 'measure/where.py', '', 'python -m measure.where'),
+    Maker('beyond_techniques_lr', 'Snakefile', '', 'make lr PROFILE=beyond_techniques'),
+    Maker('beyond_techniques*', 'nbs/10_beyond.ipynb', PAGE, 'make beyond PROFILE=beyond_techniques'),
     Maker('beyond_lr', 'Snakefile', '', 'make lr PROFILE=beyond'),
     Maker('beyond*', 'nbs/10_beyond.ipynb', PAGE, 'make beyond'),
     Maker('displacement_plot', 'nbs/08_preference.ipynb', '"displacement_plot"',

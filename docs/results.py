@@ -31,7 +31,7 @@ MAX_ROWS = 60  # longer tables are linked, not printed
 PROSE_ROWS = dict(findings='contrasts_pocket.csv')  # sentences -> the rows that a table among them shows
 
 
-ELSEWHERE = 'audit', 'ablation_', 'factorial', 'paper_'  # figures and tables of other pages begin so
+ELSEWHERE = 'audit', 'ablation_', 'factorial', 'beyond_techniques', 'paper_'  # what other pages show begins so
 CELL = 'A cell is percent correct (correct answers / problems) [interval].'
 SECTIONS = dict(  # file name without suffix -> title, how to read it; also the order, others follow by name
     findings=('Findings in the pocket world', ''),
@@ -140,6 +140,13 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
         'models before training.',
     ),
     beyond_runs=('Beyond the paper: runs', 'What each run was given, and how long it took.'),
+    beyond_benchmarks=('Beyond the paper: differences by benchmark', 'As for the experiment.'),
+    beyond_techniques_contrasts=('Techniques, rates and orders: differences', 'As for the experiment.'),
+    beyond_techniques_benchmarks=('Techniques, rates and orders: differences by benchmark', 'As for the experiment.'),
+    beyond_techniques_arms=('Techniques, rates and orders: models', 'As for *Beyond the paper*.'),
+    beyond_techniques_stages=('Techniques, rates and orders: the stages', 'As for *Beyond the paper*.'),
+    beyond_techniques_lr=('Techniques, rates and orders: learning rates', 'Dev scores of the search.'),
+    beyond_techniques_runs=('Techniques, rates and orders: runs', 'What each run was given, and how long it took.'),
     funnel=('From questions to training examples', 'Rows left after each step of stage 02.'),
     lr_dev=('Learning rates', 'Scores on the dev split, from which each method got its learning rate.'),
     benchmarks=(

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'TABLES', 'KINDS', 'continuations', 'plot_continuations', 'sample_curves', 'plot_samples', 'stage_table',
-           'better', 'cost_table', 'stage_steps', 'best_after', 'by_prompt', 'page_names']
+           'better', 'cost_table', 'stage_steps', 'best_after', 'edge_rates', 'by_prompt', 'page_names']
 
 # %% ../nbs/10_beyond.ipynb #ec8dc67f
 import pandas as pd
 from .compare import CONTRAST_FIELDS, difference, estimate, plot_contrasts
 from .core import resolve
 from .figures import look, style
-from .grid import comparisons, models
-from .report import Evidence, Kinds, ReportConfig, percent, run_report, signed
+from .grid import best_lr, comparisons, models
+from .report import Evidence, Kinds, ReportConfig, interval, percent, run_report
 
 # %% ../nbs/10_beyond.ipynb #31f3b7c6
 def continuations(
@@ -138,19 +138,26 @@ def cost_table(
 
 def stage_steps(
     e: Evidence, # whose config may name `stages`
-) -> list[tuple]: # (stage, difference, low, high): against the stage before it
+) -> list[tuple]: # (stage, of `mcft.compare.estimate`): against the stage before it
     "Compare each stage with the one before, which the report's table only lists."
     there = [s for s in e.cfg["report"].get("stages", []) if s in e.accuracy.index]
-    found = [(after, estimate(difference(e.rows, after, before))) for before, after in zip(there, there[1:])]
-    return [(stage, x["diff"], x["low"], x["high"]) for stage, x in found]
+    return [(after, estimate(difference(e.rows, after, before))) for before, after in zip(there, there[1:])]
 
 def best_after(
     e: Evidence, # rows of responses
-) -> tuple|None: # name, accuracy; None where plain sft is not the highest
+) -> tuple|None: # name, accuracy, difference from sft as text; None where plain sft is not the highest
     "Name the best continuation, if fine-tuning on the rewrites alone ends above all of them."
     later = e.accuracy[[a in e.arms and e.arms[a].stage in ("dpo", "grpo") for a in e.accuracy.index]].accuracy
     if not len(later) or "sft" not in e.accuracy.index or later.max() >= e.accuracy.accuracy["sft"]: return None
-    return later.idxmax(), later.max()
+    return later.idxmax(), later.max(), interval(estimate(difference(e.rows, later.idxmax(), "sft")))
+
+def edge_rates(
+    cfg: dict, # from `mcft.grid.read_grid`
+) -> list: # searched arms with the rate, as text
+    "List the rates that are the smallest or the largest tried, so that a better one may lie outside."
+    scores = pd.read_csv(resolve(cfg["lr_rows"]))
+    tried = scores[scores.lr > 0].groupby("arm").lr.agg(["min", "max"])
+    return [f"{a} {lr:g}" for a, lr in best_lr(scores).items() if a in tried.index and lr in tried.loc[a].values]
 
 def by_prompt(
     e: Evidence, # rows of responses
@@ -172,9 +179,9 @@ def page_names(
               second): return (e.contrasts[e.contrasts.contrast == f"{first} − {second}"].reading == "lower").any()
     stages = stage_table(e).rename(columns={"all": "mean", "n_seeds": "seeds"})
     steps = stage_steps(e)
-    said = [f"{s} {signed(d)} ({signed(low)} to {signed(high)})" for s, d, low, high in steps]
-    falls = [s.removeprefix("+ ") for s, d, _, high in steps if high < 0]
-    own = dict(steps=said, falls=falls, best=best_after(e), accuracy=accuracy)
+    said = [f"{s} {interval(x)}" for s, x in steps]
+    falls = [s.removeprefix("+ ") for s, x in steps if x["high"] < 0]
+    own = dict(steps=said, falls=falls, best=best_after(e), accuracy=accuracy, edges=edge_rates(e.cfg))
     return dict(own, lower=lower, better=lambda first, second: better(e, first, second), stages=stages,
                 n_planned=len(comparisons(e.cfg)["planned"]), has_samples=e.has("samples"),
                 costs=cost_table(e.collected("runs")), prompts=by_prompt(e))
@@ -184,5 +191,6 @@ def _planned(e: Evidence): # the planned contrasts
     return plot_contrasts(e.contrasts[e.contrasts.planned], e.arms, "Planned contrasts")
 
 FIGURES = dict(planned=_planned, continuations=plot_continuations, samples=plot_samples)
-TABLES = dict(contrasts=lambda e: e.contrasts[CONTRAST_FIELDS], arms=lambda e: e.accuracy, stages=stage_table)
+TABLES = dict(contrasts=lambda e: e.contrasts[CONTRAST_FIELDS], by_benchmark=lambda e: e.benchmarks,
+              arms=lambda e: e.accuracy, stages=stage_table)
 KINDS = Kinds(FIGURES, TABLES, page_names, dict(samples=sample_curves)) # what this notebook can make

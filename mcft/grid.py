@@ -6,8 +6,8 @@
 __all__ = ['SECTIONS', 'REPORTS', 'NEEDED', 'OPTIONAL', 'RESOURCES', 'FOLDERS', 'ARM_KEYS', 'TRAINED', 'overlaid', 'extended',
            'load_yaml', 'Arm', 'slug', 'arms_of', 'names_in', 'check_grid', 'read_grid', 'comparisons', 'best_lr',
            'rates', 'check_rates', 'Model', 'seeds_of', 'models', 'run_names', 'Job', 'encoding_of', 'critiques_of',
-           'probe_name', 'probed', 'plan_keys', 'kept_rows', 'check_kept', 'to_run', 'has_rows', 'jobs', 'label_run',
-           'run_job', 'training_info', 'drop_weights', 'search_scores']
+           'needs_draws', 'probe_name', 'probed', 'plan_keys', 'kept_rows', 'check_kept', 'to_run', 'has_rows', 'jobs',
+           'label_run', 'run_job', 'training_info', 'drop_weights', 'search_scores']
 
 # %% ../nbs/lib/21_grid.ipynb #f05e76a8
 import json, os, re
@@ -362,8 +362,17 @@ def _search_models(cfg: dict) -> list[Model]: # the models before training, and 
     seed = cfg["search"].get("seed", max(cfg["seeds"]) + 1000)
     searched = [a for a in arms.values() if a.stage and not a.lr_from and (a.lr_grid or cfg["lr_grid"])]
     before = [_there(cfg, a, dev=True) for a in arms.values() if not a.stage]
+    before += [_trained(cfg, a, seed, dev=True) for a in arms.values() if a.name in _starts(cfg, searched, arms)]
     runs = [_trained(cfg, a, seed, dev=True, lr=lr) for a in searched for lr in a.lr_grid or cfg["lr_grid"]]
     return [*before, *runs] if runs else []
+
+def _starts(cfg: dict, searched: list, arms: dict) -> set: # names of trained arms that others of the search start from
+    found = {a.after for a in searched}
+    while more := {arms[name].after for name in found if name in arms} - found: found |= more
+    out = {name for name in found if name in arms and arms[name].stage}
+    if lost := [name for name in sorted(out) if not _has_rate(cfg, arms[name])]:
+        raise ValueError(f"search: others start from {lost[0]!r}, which has no learning rate: give it `lr`")
+    return out
 
 def _pilot_models(cfg: dict) -> list[Model]: # the base, and the arms of the pilot with seeds of its own
     pilot, arms = cfg["pilot"], arms_of(cfg)
@@ -460,6 +469,15 @@ def _initial(cfg: dict, model: Model, arms: dict) -> tuple[dict, tuple]:
     made = f"{before.folder}-s{model.seed}"
     return dict(model_dir=f"{cfg['run_dir']}/{made}"), (*_done(cfg, made),)
 
+def needs_draws(
+    cfg: dict, # from `read_grid`
+    arm: Arm, # of its arms
+) -> bool: # for pairs, or for a technique that chooses prompts
+    "Say whether an arm looks at rollouts of its initial checkpoint before the first update."
+    own = {**cfg["grpo"], **arm.params}
+    chosen = own.get("max_length_cv", 0) > 0 or own.get("oversample", 1) > 1
+    return arm.stage == "dpo" or arm.stage == "grpo" and chosen
+
 def _learns_from(cfg: dict, model: Model, initial: dict, needs: tuple) -> tuple[dict, list[str], list[Job]]:
     # parameters, jobs waited for, jobs to add
     R, arm = cfg["run_dir"], model.arm
@@ -468,10 +486,11 @@ def _learns_from(cfg: dict, model: Model, initial: dict, needs: tuple) -> tuple[
         scores = {"mask_scores": f"{R}/{rows}/scores_{s}.jsonl" for s in arm.masking.get("scores", [])}
         return dict(encoded=f"{R}/{rows}/encoded.jsonl", **scores), [rows], []
     if arm.stage == "midtrain": return dict(rollouts=f"{R}/chains/rollouts.jsonl"), ["chains"], []
-    if arm.stage != "dpo": return {}, [], []
+    if not needs_draws(cfg, arm): return {}, [], []
     name = arm.draws if model.lr else f"{arm.draws}-s{model.seed}"
     sampled = _sampling(cfg, "rollouts", name, {**initial, "seed": model.seed}, needs)
-    return dict(rollouts=f"{R}/{name}/rollouts.jsonl"), [name], [sampled]
+    file = "rollouts" if arm.stage == "dpo" else "draws" # pairs want different ones, pass rates all of them
+    return dict(rollouts=f"{R}/{name}/{file}.jsonl"), [name], [sampled]
 
 # %% ../nbs/lib/21_grid.ipynb #99a45ab3
 def _training_jobs(cfg: dict, model: Model, arms: dict, found: dict) -> list[Job]:

@@ -80,3 +80,12 @@ def test_rates_are_the_best_of_the_search(cfg):
         of = runs[[arms[a].lr_from == name for a in runs.arm]]
         assert grid[0] < best[name] < grid[-1] and set(of.lr) == {best[name]}
         assert sorted(set(rows[rows.arm == name].lr)) == grid
+
+
+def test_the_starts_are_the_models_of_the_long_grid(cfg):
+    "The page says so: the same verdicts, problem by problem."
+    old, new = (load_rows(ROWS/f'{name}.parquet') for name in ('ablation', 'beyond'))
+    key = ['arm', 'seed', 'benchmark', 'problem']
+    both = new.merge(old[old.step == 0], on=key, suffixes=('', '_old'))
+    assert set(both.arm) == {'base', 'sft', 'cft', 'mcft 0.20'} and (both.right == both.right_old).all()
+    assert len(both) == len(new[new.arm.isin(both.arm)])

@@ -243,7 +243,8 @@ def test_a_target_calls_what_is_there(target):
 
 
 @pytest.mark.parametrize('rule, config', [('all', 'ablation'), ('pilot', 'ablation'), ('lr', 'ablation'),
-                                          ('all', 'beyond'), ('lr', 'beyond'), ('all', 'factorial')])
+                                          ('all', 'beyond'), ('lr', 'beyond'), ('all', 'factorial'),
+                                          ('lr', 'beyond_techniques')])
 def test_rules_of_the_grid_can_be_planned(rule, config, tmp_path):
     done = subprocess.run([sys.executable, '-m', 'snakemake', '-n', rule, '--nolock', '--cores', '1', '--configfile',
                            f'configs/{config}.yaml', '--config', f'run_dir={tmp_path}'],

@@ -14,7 +14,7 @@ from mcft.grid import read_grid, run_names, seeds_of, slug
 from mcft.report import ReportConfig, run_report
 
 GRIDS = ('pocket', 'ablation', 'ablation_paper', 'beyond', 'paper', 'smoke', 'smoke_ablation', 'factorial',
-         'smoke_factorial')
+         'smoke_factorial', 'beyond_techniques')
 ROWS = ROOT/'data'/'results'
 NEW, LINE = 'mcft 0.20, spans', {'method': 'mcft', 'mask_rate': 0.2, 'mask_unit': 'span', 'lr_from': 'cft'}
 

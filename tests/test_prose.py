@@ -8,7 +8,7 @@ from spellchecker import SpellChecker
 from conftest import ROOT, notebooks
 
 PAGES = [p.relative_to(ROOT).as_posix() for d in ('docs/pages/*.md', 'examples/*.ipynb') for p in sorted(ROOT.glob(d))]
-MADE = ['docs/results.md', 'docs/engineering.md', 'docs/found.md', 'docs/found_beyond.md', 'docs/found_school.md']
+MADE = ['docs/results.md', 'docs/engineering.md', *(f'docs/{p.name}' for p in sorted((ROOT/'docs').glob('found*.md')))]
 TEXTS = [*(f'nbs/{n}' for n in notebooks()), *PAGES, *MADE, 'CHANGELOG.md', 'CONTRIBUTING.md']
 BLOCKS, INLINE = r'```.*?```|~~~.*?~~~|\$\$.*?\$\$', r'`[^`\n]*`|\$[^$\n]*\$|<[^>\n]*>|\]\([^)\n]*\)|https?://\S+|\\\w+|^Rows:.*$'
 

@@ -17,6 +17,8 @@ from measure import rows as measured
 ROWS, FIGURES = ROOT/'data'/'results', ROOT/'figures'
 PAGES = dict(pocket=('06_ablation', ABLATION), ablation=('06_ablation', ABLATION), beyond=('10_beyond', BEYOND),
              school=('06_ablation', ABLATION))
+LATER = dict(factorial=('06_ablation', ABLATION), beyond_techniques=('10_beyond', BEYOND))
+PAGES |= {name: made for name, made in LATER.items() if (ROWS/f'{name}.parquet').exists()}
 
 
 @pytest.fixture(scope='module', params=PAGES)

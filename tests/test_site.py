@@ -17,10 +17,11 @@ from test_docs import SITE, site  # noqa: F401  a fixture: the pages, built if t
 
 AXE = (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
 NO_TEXT = ('search', 'genindex')  # made by Sphinx
+FOUND = sorted(p.stem for p in (ROOT/'docs').glob('found*.md'))
 PAGES = sorted({*map(convert.page_name, notebooks()), *(p.stem for p in (ROOT/'docs'/'pages').glob('*.md')),
                 *(n.lower() for n in convert.ROOT_PAGES if (ROOT/f'{n}.md').exists()),
                 *(f'example_{convert.page_name(p.name)}' for p in (ROOT/'examples').glob('[!_.]*.ipynb')), 'api',
-                'found', 'found_beyond', 'found_school', 'results', 'engineering', *NO_TEXT})
+                *FOUND, 'results', 'engineering', *NO_TEXT})
 DESK, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
 OUTSIDE = """() => [...document.querySelectorAll('.bd-article *')].filter(e => {
     const box = e.getBoundingClientRect()
@@ -205,9 +206,8 @@ def test_every_table_and_figure_says_where_it_comes_from(site, name):  # noqa: F
     path = SITE/f'{name}.html'
     waiting = 0
     for e in article(path).find_all(['table', 'img', 'svg', 'h1', 'h2', 'h3', 'div']):
-        prose = e.name == 'table' and name not in ('results', 'engineering', 'found',
-                                                   'found_beyond',
-                                                   'found_school') and not e.find_parent(class_='cell_output')
+        prose = (e.name == 'table' and name not in ('results', 'engineering', *FOUND)
+                 and not e.find_parent(class_='cell_output'))
         if prose:
             assert not measured(e), f'{name}: a table in the prose holds numbers: {e.get_text(" ", strip=True)[:200]}'
         elif e.name == 'img' or e.name == 'table' or e.name == 'svg' and 'formula' not in e.get('class', []):
