@@ -187,10 +187,8 @@ def page_names(
                 costs=cost_table(e.collected("runs")), prompts=by_prompt(e))
 
 # %% ../nbs/10_beyond.ipynb #09db1421
-def _planned(e: Evidence): # the planned contrasts
-    return plot_contrasts(e.contrasts[e.contrasts.planned], e.arms, "Planned contrasts")
-
-FIGURES = dict(planned=_planned, continuations=plot_continuations, samples=plot_samples)
+FIGURES = dict(planned=lambda e: plot_contrasts(e.contrasts[e.contrasts.planned], e.arms, "Planned contrasts"),
+               continuations=plot_continuations, samples=plot_samples)
 TABLES = dict(contrasts=lambda e: e.contrasts[CONTRAST_FIELDS], by_benchmark=lambda e: e.benchmarks,
               arms=lambda e: e.accuracy, stages=stage_table)
 KINDS = Kinds(FIGURES, TABLES, page_names, dict(samples=sample_curves)) # what this notebook can make

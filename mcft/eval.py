@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLIC', 'JUDGES', 'METRICS', 'RUN_FIELDS', 'TITLES', 'ABSENT', 'TABLE_FIELDS', 'EvalConfig', 'load_problems',
-           'pick_problems', 'prompt_of', 'backend_of', 'response_row', 'respond_all', 'force_all', 'form_table',
-           'graded_text', 'verdict_rows', 'differing', 'score_table', 'measure', 'evaluate', 'collect', 'compare_runs',
-           'cell', 'count_of', 'paper_cells', 'released_cells', 'pool_seeds', 'layout', 'table_cells', 'build_tables',
+           'pick_problems', 'prompt_of', 'response_row', 'respond_all', 'force_all', 'form_table', 'graded_text',
+           'verdict_rows', 'differing', 'score_table', 'measure', 'evaluate', 'collect', 'compare_runs', 'cell',
+           'count_of', 'paper_cells', 'released_cells', 'pool_seeds', 'layout', 'table_cells', 'build_tables',
            'TablesConfig']
 
 # %% ../nbs/05_eval.ipynb #b1b4970b
@@ -110,12 +110,6 @@ def prompt_of(
 ) -> Prompt: # turns
     "Write what a model is asked."
     return Prompt(f"{question}\n\n{cfg.instruction}" if cfg.instruction else question, cfg.system_prompt, cfg.opening)
-
-def backend_of(
-    cfg: EvalConfig, # names the back end and the model
-): # a `mcft.generate.Backend`
-    "Load the checkpoint, or connect to the server."
-    return make_backend(backend_config(cfg.model_dir, cfg.backend, cfg.backend_options))
 
 # %% ../nbs/05_eval.ipynb #7030fc38
 def response_row(
@@ -289,7 +283,7 @@ def _respond(cfg: EvalConfig, problems: list[dict], judged: Run, inputs: list, b
                     ["responses.jsonl", *["begun.jsonl"]*bool(cfg.forced)])
     path = run.folder/"responses.jsonl"
     if run.done: return _in_order(path, problems, cfg), run_info(run.folder)["model"]
-    backend = backend or backend_of(cfg)
+    backend = backend or make_backend(backend_config(cfg.model_dir, cfg.backend, cfg.backend_options))
     if not cfg.forced: responses = respond_all(path, problems, backend, cfg)
     else:
         begun = respond_all(path.with_name("begun.jsonl"), problems, backend, cfg)

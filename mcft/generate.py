@@ -317,10 +317,6 @@ def complete_batch(
 # %% ../nbs/lib/12_generate.ipynb #a57b5b9d
 def _never(*at) -> bool: return False # no row exists already
 
-def _missing(skip, done, n: int): # prompt index -> samples that are still to be drawn
-    def missing(i): return [] if skip(i) else [k for k in range(n) if not done(i, k)]
-    return missing
-
 def _asked(tok, prompt: str|Prompt) -> tuple: # the rendered prompt, its ids, what the response begins with
     text = prompt if isinstance(prompt, str) else rendered(tok, prompt)
     return text, prompt_ids(tok, text), "" if isinstance(prompt, str) else prompt.opening
@@ -344,11 +340,15 @@ def _row(i: int, k: int, asked: tuple, made: dict) -> dict: # of one completion
     else: text = whole_response(made["text"], opened) if opened else made["text"]
     return dict(index=i, sample=k, n_prompt_tok=len(ids), prompt_hash=text_hash(prompt), **made | dict(text=text))
 
-def _by_batches(complete, asked: list[tuple], missing, plan: list, desc: str): # complete: ids per prompt -> completions
-    for batch in progress(plan, desc):
-        if not any(missing(i) for i in batch): continue
+# complete: ids per prompt -> completions; room: tokens that the model has room for
+def _by_batches(complete, tok, room: int|None, prompts: list, s: Sampling, batch_size: int, skip, desc: str, done):
+    asked = [_asked(tok, p) for p in prompts]
+    check_context(asked, s, room)
+    for batch in progress(plan_batches([len(ids) for _, ids, _ in asked], batch_size, s.n), desc):
+        missing = {i: [] if skip(i) else [k for k in range(s.n) if not done(i, k)] for i in batch}
+        if not any(missing.values()): continue
         made = complete([asked[i][1] for i in batch])
-        yield [_row(i, k, asked[i], completions[k]) for i, completions in zip(batch, made) for k in missing(i)]
+        yield [_row(i, k, asked[i], completions[k]) for i, completions in zip(batch, made) for k in missing[i]]
 
 # %% ../nbs/lib/12_generate.ipynb #76841070
 def generate(
@@ -362,11 +362,9 @@ def generate(
     done = _never, # prompt index, sample index -> True when that row exists already
 ): # yields lists of dict(index, sample, text, n_tok, n_prompt_tok, finish_reason, prompt_hash), a batch at a time
     "Complete every prompt; a batch is drawn as a whole, one whose rows are all there costs nothing."
-    asked = [_asked(tok, p) for p in prompts]
-    check_context(asked, sampling, getattr(model.config, "max_position_embeddings", None))
-    plan = plan_batches([len(ids) for _, ids, _ in asked], batch_size, sampling.n)
-    missing = _missing(skip, done, sampling.n)
-    yield from _by_batches(lambda rows: complete_batch(model, tok, rows, sampling), asked, missing, plan, desc)
+    room = getattr(model.config, "max_position_embeddings", None)
+    yield from _by_batches(lambda rows: complete_batch(model, tok, rows, sampling), tok, room, prompts, sampling,
+                           batch_size, skip, desc, done)
 
 # %% ../nbs/lib/12_generate.ipynb #b24e5ade
 ENGINE = dict(trust_remote_code=False, load_format="safetensors") # of vLLM, always: no foreign code, no pickles
@@ -557,11 +555,8 @@ class VllmBackend:
         self, prompts, sampling=Sampling(), batch_size=256, skip=_never, desc="generate", done=_never,
     ): # yields lists of rows
         "Answer in batches; vLLM schedules within each."
-        asked = [_asked(self.tok, as_prompt(p)) for p in prompts]
-        check_context(asked, sampling, self.room)
-        plan = plan_batches([len(ids) for _, ids, _ in asked], batch_size, sampling.n)
-        missing = _missing(skip, done, sampling.n)
-        yield from _by_batches(lambda rows: self._complete(rows, sampling), asked, missing, plan, desc)
+        yield from _by_batches(lambda rows: self._complete(rows, sampling), self.tok, self.room,
+                               [as_prompt(p) for p in prompts], sampling, batch_size, skip, desc, done)
 
 # %% ../nbs/lib/12_generate.ipynb #ddf487ec
 def concurrently(

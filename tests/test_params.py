@@ -11,7 +11,7 @@ from fastcore.test import test_fail as fails
 import numpy as np
 from mcft import params
 from mcft.core import repo_root
-from mcft.params import ParameterError, _assigned, _notebook_classes, read_params, sync_cell
+from mcft.params import ParameterError, _assigned, _notebook_classes, _own_fields, read_params, sync_cell
 
 BOOKS = sorted(p for p in (repo_root()/'nbs').rglob('*.ipynb') if '"parameters"' in p.read_text())
 N_CASES = 300
@@ -57,8 +57,8 @@ def test_there_are_enough_cases():
 @pytest.mark.parametrize('path', BOOKS, ids=lambda p: p.stem)
 def test_malformed_parameters_are_refused_by_name(path):
     classes, values, kinds = read(path)
-    assert set(values) == {f for c in classes
-                           for f in c.__dataclass_fields__}, 'the classes and the parameters cell have different names'
+    assert set(values) == {f.name for c in classes for f in _own_fields(c)}, (
+        'the classes and the parameters cell have different names')
     unclear, accepted = [], []
     for _, name, bad in (c for c in cases() if c[0] == path):
         try: read_params(*classes, scope=values | {name: bad})
