@@ -261,7 +261,7 @@ def test_dpo_and_grpo_on_this_world(tmp_path):
     page = (run/'10_beyond'/'found_school_beyond.md').read_text()
     assert '`cft` from' in page and 'cft, then GRPO − cft, then DPO' in page and 'has not ended' not in page
     runs = pd.read_csv(run/'results'/'school_beyond_runs.csv').set_index('stage')
-    assert runs.pairs['dpo'] == 8 and runs.samples['grpo'] == 16
+    assert runs.pairs['dpo'] == 4 and runs.samples['grpo'] == 16
     for stage in ('04_train', 'dpo', 'grpo'): assert not list(run.glob(f'{stage}/*/model.safetensors'))
     kept = config.with_name('kept.yaml')
     kept.write_text(config.read_text().replace('keep: null', f"keep: {run/'results'}"))
