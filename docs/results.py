@@ -177,8 +177,8 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     ),
     engines=(
         'Engines of generation',
-        'Greedy rows in float32 that are equal to those of transformers in text, length and reason; `ratio` is tokens '
-        'a second over those of transformers in the same run.',
+        'Rows in float32 that are equal to those of transformers in text, length and reason, or, with a seed, to those '
+        'drawn before; `ratio` is tokens a second over those of transformers in the same run.',
     ),
     where_run=(
         'What has run where',

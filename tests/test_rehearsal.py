@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from mcft.grid import jobs, read_grid
 from measure import where
 from measure.rows import read, write
 
@@ -21,6 +22,19 @@ def keys(name: str) -> set:
 
 def test_every_key_of_the_paper_is_rehearsed():
     assert keys('paper') <= keys('paper_mini'), sorted(keys('paper') - keys('paper_mini'))
+
+
+@pytest.mark.parametrize('name', ['paper', 'ablation_paper'])
+def test_every_model_from_the_hub_is_pinned(name):
+    of_hub = 0
+    for job in jobs(read_grid(f'configs/{name}.yaml')).values():
+        model = job.params.get('model_dir', '')
+        if '/' not in model or model.startswith('runs/'):
+            continue
+        told = job.params.get('backend_options', job.params)
+        assert len(told['revision']) == 40, job.name
+        of_hub += 1
+    assert of_hub > 3
 
 
 def test_what_has_not_run_is_missing_and_what_has_keeps_its_row(tmp_path):
