@@ -499,7 +499,7 @@ def table_cells(
                                                                        for c in [*printed,
                                                                                  *rebuilt] if c["model"] == model]
     if pooled is None: return cells
-    second = (pooled.model == "base") | ~pooled.method.isin(("base", "sft", "cft")) # Table 2 has no other baseline
+    second = ~pooled.method.isin(("sft", "cft")) & (pooled.model != "R1") # Table 2 has base and MCFT
     rows = pooled[(pooled.benchmark != "all") & ((table == "1") | second)]
     return cells + rows[TABLE_FIELDS].to_dict("records")
 

@@ -78,8 +78,8 @@ def write_rows_of(seconds: float, cpu: float, counts: dict):
     write('rehearsal', [dict(name=name, value=value, unit=unit, **where) for name, value, unit in told], ROOT / RUN)
     found = []
     for k in (1, 2):
-        cells = pd.read_csv(ROOT / RUN / f'results/table{k}.csv').query("source == 'rehearsal'")
-        found += [dict(r, table=k) for r in cells.drop(columns='source').to_dict('records')]
+        cells = pd.read_csv(ROOT / RUN / f'results/table{k}.csv').query("source == 'rehearsal'").drop(columns='source')
+        found += [dict(r, table=k) for r in cells.astype(dict(n=int, correct=int)).to_dict('records')]
     write('rehearsal_tables', found, ROOT / RUN)
 
 
