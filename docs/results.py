@@ -184,7 +184,8 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     rehearsal=(
         "The paper's run, rehearsed",
         '`make rehearse`: the switches of configs/paper.yaml at toy size, from problems to tables, with a teacher that '
-        'fails now and then. Processor time over two is what two cores need that do nothing else.',
+        'fails now and then. Wall time counts what else the machine did; processor time over two is what two cores '
+        'need that do nothing else.',
     ),
     rehearsal_tables=(
         "The rehearsal's rows of Tables 1 and 2",

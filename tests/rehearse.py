@@ -29,6 +29,7 @@ TEMPLATE = (
     "{% else %}{{ '<｜Assistant｜>' + m['content'].split('</think>')[-1] + eos_token }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
 )
+FAULTS = dict(none='without a fault')
 BENCHMARKS = dict(aime24='long', amc23='gcd', math500='chain', olympiadbench='equation')  # paper's name -> pocket's
 
 
@@ -73,7 +74,8 @@ def write_rows_of(seconds: float, cpu: float, counts: dict):
 
     jobs = len([*(ROOT / RUN).glob('**/*.ipynb')])
     told = [('notebooks run', jobs, ''), ('wall time', round(seconds), 's'), ('processor time', round(cpu), 's')]
-    told += [(f'replies of the teacher: {kind}', n, '') for kind, n in sorted(counts.items())]
+    told.append(('load average of the last 15 minutes', round(os.getloadavg()[2]), ''))
+    told += [(f'replies of the teacher, {FAULTS.get(kind, kind)}', n, '') for kind, n in sorted(counts.items())]
     where = dict(device=machine(), optimizer=optimizer())
     write('rehearsal', [dict(name=name, value=value, unit=unit, **where) for name, value, unit in told], ROOT / RUN)
     found = []
