@@ -61,6 +61,7 @@ MAKERS = (  # the first pattern that fits
     Maker('teacher_counts', 'measure/faults_teacher.py', '', 'make faults NAMES=teacher'),
     Maker('gpu', 'measure/gpu_train.py', '', 'make gpu'),
     Maker('engines', 'measure/engines.py', '', 'python -m measure.engines'),
+    Maker('rehearsal*', 'tests/rehearse.py', '', 'make rehearse'),
     Maker('where_run', 'measure/where.py', '', 'python -m measure.where'),
     Maker('beyond_techniques_lr', 'Snakefile', '', 'make lr PROFILE=beyond_techniques'),
     Maker('beyond_techniques*', 'nbs/10_beyond.ipynb', PAGE, 'make beyond PROFILE=beyond_techniques'),

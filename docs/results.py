@@ -26,7 +26,8 @@ method; each table names the command that measures it again.
 """
 HEADS = dict(results=HEAD, engineering=ENGINEERING)
 MEASURED = ('benchmarks', 'engines', 'faults', 'funnel_faults', 'gpu', 'measured_runs', 'notebook_times', 'packaging',
-            'reruns', 'slurm', 'slurm_jobs', 'teacher_counts', 'where_run')  # rows of the page on engineering
+            'rehearsal', 'rehearsal_tables', 'reruns', 'slurm', 'slurm_jobs', 'teacher_counts', 'where_run'
+            )  # rows of the page on engineering
 MAX_ROWS = 60  # longer tables are linked, not printed
 PROSE_ROWS = dict(findings='contrasts_pocket.csv')  # sentences -> the rows that a table among them shows
 
@@ -195,8 +196,19 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     ),
     engines=(
         'Engines of generation',
-        'Greedy rows in float32 that are equal to those of transformers in text, length and reason; `ratio` is tokens '
-        'a second over those of transformers in the same run.',
+        'Rows in float32 that are equal to those of transformers in text, length and reason, or, with a seed, to those '
+        'drawn before; `ratio` is tokens a second over those of transformers in the same run.',
+    ),
+    rehearsal=(
+        "The paper's run, rehearsed",
+        '`make rehearse`: the switches of configs/paper.yaml at toy size, from problems to tables, with a teacher that '
+        'fails now and then. Wall time counts what else the machine did; processor time over two is what two cores '
+        'need that do nothing else.',
+    ),
+    rehearsal_tables=(
+        "The rehearsal's rows of Tables 1 and 2",
+        'Fractions of toy problems under the names of the paper: they say that the tables are made, and nothing of the '
+        'method.',
     ),
     where_run=(
         'What has run where',

@@ -482,7 +482,7 @@ TABLE_FIELDS = "model benchmark source n correct accuracy low high".split()
 
 def table_cells(
     table: str, # "1" or "2"
-    pooled=None, # DataFrame of `pool_seeds`, None = no pocket runs
+    pooled=None, # DataFrame of `pool_seeds`, None = no own runs
     responses=None, # DataFrame as in `released_cells`
 ) -> list[dict]: # cells of all three sources
     "Gather all cells of one table; each model's sources follow one another."
@@ -493,7 +493,8 @@ def table_cells(
                                                                        for c in [*printed,
                                                                                  *rebuilt] if c["model"] == model]
     if pooled is None: return cells
-    rows = pooled[(pooled.benchmark != "all") & ((table == "1") | ~pooled.method.isin(("sft", "cft")))]
+    second = ~pooled.method.isin(("sft", "cft")) & (pooled.model != "R1") # Table 2 has base and MCFT
+    rows = pooled[(pooled.benchmark != "all") & ((table == "1") | second)]
     return cells + rows[TABLE_FIELDS].to_dict("records")
 
 def _write(out: Path, name: str, rows, shown: list[dict]): # one table in three formats

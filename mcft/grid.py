@@ -72,8 +72,8 @@ def load_yaml(
     raise FileNotFoundError(f"no config at {path}: there are {', '.join(there)}")
 
 # %% ../nbs/lib/21_grid.ipynb #eb72bd3f
-ARM_KEYS = ("stage", "model", "after", "critique", "masking", "draws", "first_seed", "n_seeds", "lr_from", "lr_grid",
-            "folder", "look")
+ARM_KEYS = ("stage", "model", "revision", "after", "critique", "masking", "draws", "first_seed", "n_seeds", "lr_from",
+            "lr_grid", "folder", "look")
 
 @dataclass(frozen=True)
 class Arm:
@@ -84,6 +84,7 @@ class Arm:
     order: int = 0 # place in tables and figures
     look: dict = field(default_factory=dict) # color, mark, filled: how it is drawn
     model: str = "" # folder or hub id, for an arm that is not trained
+    revision: str = "" # of a hub id: commit
     after: str = "" # arm that it continues from; "" = the model of its section
     critique: dict = field(default_factory=dict) # parameters of stage 02 for critiques of its own
     masking: dict = field(default_factory=dict) # parameters of stage 03 for rows of its own
@@ -120,9 +121,9 @@ def _look(arm: Arm, arms: dict) -> dict:
     return usual | arm.look
 
 def _arm(name: str, given: dict, order: int, folders: dict) -> Arm: # one entry of a config as a record
-    own = {k: given[k] for k in ARM_KEYS if k in given}
+    own = {k: given[k] for k in ARM_KEYS if k in given and (k != "revision" or "model" in given)}
     stage = "" if "model" in own else own.get("stage", "train")
-    params = {k: v for k, v in given.items() if k not in ARM_KEYS}
+    params = {k: v for k, v in given.items() if k not in own}
     usual = dict(folder=f"{folders.get(stage, '')}/{slug(name)}",
                  draws=f"{folders['rollouts']}/{slug(own.get('after', 'base'))}")
     return Arm(**{**usual, **own, "stage": stage, "name": name, "params": params, "order": order,
@@ -134,7 +135,10 @@ def arms_of(
     entries: dict|None = None, # name -> entry; None = those of `arms`, with the base in front
 ) -> dict: # name -> `Arm`, in the order of the config
     "Make the records of a config's arms."
-    if entries is None: entries = {"base": dict(model=cfg["data"].get("model_dir", "data/pocket/base")), **cfg["arms"]}
+    data = cfg["data"]
+    student = dict(model=data.get("model_dir", "data/pocket/base"),
+                   revision=data.get("backend_options", {}).get("revision", ""))
+    if entries is None: entries = {"base": student, **cfg["arms"]}
     folders, out = FOLDERS | cfg["folders"], {}
     for order, (name, given) in enumerate(entries.items()):
         arm = _arm(name, given, order, folders)
@@ -313,8 +317,10 @@ def _there(cfg: dict, arm: Arm, dev: bool) -> Model: # a model that is not train
     folders = FOLDERS | cfg["folders"]
     place = folders["dev" if dev else "eval"]
     shared = dev and place == folders["eval"] # the name of a dev score must then differ
+    options = {**cfg["eval"].get("backend_options", {}), "revision": arm.revision}
+    own = dict(backend_options=options) if arm.revision else {}
     return Model(arm, folder=arm.model, score=f"{place}/{slug(arm.name)}" + "-dev"*shared,
-                 params=cfg["eval_dev"] if dev else {})
+                 params=own | (cfg["eval_dev"] if dev else {}))
 
 def _trained(cfg: dict, arm: Arm, seed: int, dev: bool, lr: float|None = None) -> Model:
     # a model at the end of its training

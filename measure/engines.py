@@ -1,16 +1,16 @@
 """Rows of vLLM, in process and through its server, held against those of transformers on one checkpoint:
 `python -m measure.engines`, in the environment that `make venv-vllm` makes. Greedy, float32, on the CPU.
 
-A row of data/results/engines.csv is an engine: its version, the checkpoint, how many of n rows are equal in text,
-length and reason, and its tokens a second over those of transformers in the same run (transformers itself is 1)."""
+A row of data/results/engines.csv is a check of an engine: its version, the checkpoint, how many of n rows are equal in
+text, length and reason, and for the first check its tokens a second over those of transformers in the same run."""
 
-import argparse, json, os, shutil, socket, subprocess, sys, threading, time
+import argparse, json, os, shutil, socket, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mcft.core import resolve
-from mcft.generate import BackendConfig, Prompt, Sampling, hidden_tags, load_tokenizer, make_backend
+from mcft.generate import NEUTRAL, BackendConfig, Prompt, Sampling, hidden_tags, load_tokenizer, make_backend
 from measure.rows import RESULTS, write
 
 COMPARED = ('index', 'sample', 'text', 'n_tok', 'n_prompt_tok', 'finish_reason')
@@ -43,7 +43,7 @@ def timed(backend, prompts, sampling) -> tuple[list[dict], float]:
 
 
 def with_two_ends(model: Path, out: Path) -> Path:
-    "Copy a checkpoint whose generation config names a second end token: the one that ends most of its lines."
+    "Copy a checkpoint, and name as a second end token one that its answers use."
     shutil.copytree(model, out)
     tok, path = load_tokenizer(out), out / 'generation_config.json'
     second = tok('=', add_special_tokens=False)['input_ids'][-1]
@@ -64,7 +64,7 @@ def vllm_server(model: Path):
     "vLLM's own server on this machine; yields its address."
     port = free_port()
     command = [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', str(model), '--host', '127.0.0.1']
-    command += ['--port', str(port), '--dtype', 'float32', '--generation-config', 'vllm', '--enforce-eager']
+    command += ['--port', str(port), '--dtype', 'float32', '--enforce-eager']
     command += ['--max-model-len', str(ENGINE['max_model_len'])]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said = []
@@ -84,41 +84,102 @@ def vllm_server(model: Path):
 
 def served(model: Path, url: str) -> BackendConfig:
     "The back end that asks a server of ours; tags that its tokenizer calls special stay in the text."
-    extra = {'skip_special_tokens': False} if hidden_tags(load_tokenizer(model)) else {}
+    extra = NEUTRAL['vllm']['extra_body']
+    if hidden_tags(load_tokenizer(model)):
+        extra = extra | dict(skip_special_tokens=False)
     return BackendConfig(str(model), 'openai', base_url=url, tokenizer=str(model), extra_body=extra, concurrency=8)
 
 
-def compare(model: str | Path, n: int = 64, max_new_tokens: int = 100) -> list[dict]:
-    "Rows of engines.csv for one checkpoint."
-    model, sampling = resolve(model), Sampling(max_new_tokens=max_new_tokens)
-    prompts = [Prompt(q) for q in QUESTIONS[:n]]
-    here = make_backend(BackendConfig(str(model), dtype='float32'))
-    inside = make_backend(BackendConfig(str(model), 'vllm', dtype='float32', engine=ENGINE))
-    plain, ours = f'transformers {version("transformers")}', engine_version()
-    made = {('transformers', plain): timed(here, prompts, sampling)}
-    made['vllm, in process', ours] = timed(inside, prompts, sampling)
+def in_process(model: Path):
+    "The back end that loads vLLM here."
+    return make_backend(BackendConfig(str(model), 'vllm', dtype='float32', engine=ENGINE))
+
+
+def no_room(backend) -> bool:
+    "Is a completion refused that does not fit the context? A cut one would not be noticed."
+    try:
+        rows_of(backend, [Prompt(QUESTIONS[0])], Sampling(max_new_tokens=ENGINE['max_model_len']))
+    except (ValueError, RuntimeError):
+        return True
+    return False
+
+
+def equal_rows(rows: list[dict], expected: list[dict]) -> int:
+    "How many are equal."
+    return sum(a == b for a, b in zip(rows, expected, strict=True))
+
+
+def checks(backend, here, n: int) -> dict[str, tuple[int, int]]:
+    "Check -> rows equal, rows; of a checkpoint with two end tokens. `here` is transformers."
+    greedy, warm = Sampling(max_new_tokens=40), Sampling(16, 1.0, n=2, seed=3)
+    plain, told = ([Prompt(q, system) for q in QUESTIONS[:n]] for system in ('', 'Answer in short steps.'))
+    drawn, again, other = (rows_of(backend, plain, s) for s in (warm, warm, Sampling(16, 1.0, n=2, seed=4)))
+    return {
+        'two end tokens': (equal_rows(rows_of(backend, plain, greedy), rows_of(here, plain, greedy)), n),
+        'system turn': (equal_rows(rows_of(backend, told, greedy), rows_of(here, told, greedy)), n),
+        'the same seed again': (equal_rows(drawn, again) if drawn != other else 0, 2 * n),
+        'no room is an error': (int(no_room(backend)), 1),
+    }
+
+
+def speeds(model: Path, n: int, max_new_tokens: int) -> list[dict]:
+    "Greedy rows and tokens a second of each engine, for one checkpoint."
+    prompts, sampling = [Prompt(q) for q in QUESTIONS[:n]], Sampling(max_new_tokens=max_new_tokens)
+    made = {'transformers': timed(make_backend(BackendConfig(str(model), dtype='float32')), prompts, sampling)}
+    made['vllm, in process'] = timed(in_process(model), prompts, sampling)
     with vllm_server(model) as url:
-        made['vllm, server', ours] = timed(make_backend(served(model, url)), prompts, sampling)
-    expected, base = made['transformers', plain]
+        made['vllm, server'] = timed(make_backend(served(model, url)), prompts, sampling)
+    expected, base = made['transformers']
+    return [
+        dict(engine=engine, check='greedy', equal=equal_rows(rows, expected), n=n, ratio=round(speed / base, 2))
+        for engine, (rows, speed) in made.items()
+    ]
 
-    def row(engine, of, rows, speed):
-        equal = sum(a == b for a, b in zip(rows, expected))
-        return dict(engine=engine, version=of, model=model.name, equal=equal, n=n, ratio=round(speed / base, 2))
 
-    return [row(*names, *got) for names, got in made.items()]
+def settings(model: Path, n: int) -> list[dict]:
+    "What each engine does with two end tokens, a system turn, seeds, and a limit of context."
+    with tempfile.TemporaryDirectory() as folder:
+        model = with_two_ends(model, Path(folder) / model.name)
+        here = make_backend(BackendConfig(str(model), dtype='float32'))
+        made = {'vllm, in process': checks(in_process(model), here, n)}
+        with vllm_server(model) as url:
+            made['vllm, server'] = checks(make_backend(served(model, url)), here, n)
+    return [
+        dict(engine=engine, check=check, equal=equal, n=of, ratio='')
+        for engine, found in made.items()
+        for check, (equal, of) in found.items()
+    ]
+
+
+def checkpoint(name: str) -> Path:
+    "A folder; `student` is SmolLM2-135M, as its package ships it."
+    if name != 'student':
+        return resolve(name)
+    from mcft.school_student import student_base
+
+    return Path(student_base())
+
+
+def compare(name: str, n: int = 64, max_new_tokens: int = 100, further: bool = True) -> list[dict]:
+    "Rows of engines.csv for one checkpoint; `further`: with the settings besides greedy decoding."
+    model = checkpoint(name)
+    versions = {'transformers': f'transformers {version("transformers")}'}
+    rows = speeds(model, n, max_new_tokens) + (settings(model, min(n, 8)) if further else [])
+    shown = 'SmolLM2-135M' if name == 'student' else model.name
+    return [dict(r, version=versions.get(r['engine'], engine_version()), model=shown) for r in rows]
 
 
 def main(argv=None):
     "Compare the engines and write the rows."
     p = argparse.ArgumentParser(prog='python -m measure.engines', description=__doc__.splitlines()[0])
-    p.add_argument('models', nargs='*', default=['data/pocket/base'], help='checkpoint folders')
+    p.add_argument('models', nargs='*', default=['data/pocket/base'], help='folders; student: SmolLM2-135M')
     p.add_argument('-n', type=int, default=64, help='prompts')
     p.add_argument('--tokens', type=int, default=100, help='new tokens at most')
     p.add_argument('--out', type=Path, default=RESULTS, help='folder of the csv file')
     a = p.parse_args(argv)
     os.environ.setdefault('VLLM_CPU_KVCACHE_SPACE', '1')
     os.environ.setdefault('VLLM_ENABLE_V1_MULTIPROCESSING', '0')
-    rows = [r for model in a.models for r in compare(model, a.n, a.tokens)]
+    rows = [r for k, model in enumerate(a.models) for r in compare(model, a.n, a.tokens, further=k == 0)]
     for r in rows: print(r, flush=True)
     write('engines', rows, a.out)
 

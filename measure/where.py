@@ -46,36 +46,40 @@ def passes(test: str) -> bool:
     import shlex
 
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *shlex.split(test)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(MCFT_LONG='1'))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.returncode == 0 and ' passed' in done.stdout
 
 
-def row(part: str, old: dict | None) -> dict:
+def row(part: str, run: bool, old: dict | None) -> dict:
     "A row of where_run.csv."
     package, test = PARTS[part]
     found = installed(package)
-    if test and found and passes(test):
+    if run and test and found and passes(test):
         today = datetime.date.today().isoformat()
         return dict(part=part, version=f'{package} {found}', machine=machine(), date=today, test=test)
     return old or dict(part=part, version='missing', machine='missing', date='missing', test=test or 'none')
 
 
+def rows_of(out: Path) -> dict[str, dict]:
+    "The table as it is now, part -> row."
+    had = {r['part']: r for r in read('where_run', out)}
+    return {part: row(part, False, had.get(part)) for part in PARTS}
+
+
 def main(argv=None):
-    "Run the tests of some parts, or of all, and write the table."
+    "Run the tests of some parts, or of all, and write the table after each."
     p = argparse.ArgumentParser(prog='python -m measure.where', description=__doc__.splitlines()[0])
     p.add_argument('parts', nargs='*', help='some of ' + ', '.join(PARTS))
     p.add_argument('--out', type=Path, default=RESULTS, help='folder of the csv file')
     a = p.parse_args(argv)
     if unknown := [x for x in a.parts if x not in PARTS]:
         p.error(f'unknown part {unknown[0]!r}: one of {", ".join(PARTS)}')
-    had = {r['part']: r for r in read('where_run', a.out)}
-    missing = dict(version='missing', machine='missing', date='missing')
-    rows = []
-    for part in PARTS:
-        old = had.get(part)
-        keep = old or dict(part=part, **missing, test=PARTS[part][1] or 'none')
-        rows.append(row(part, old) if part in a.parts or not a.parts else keep)
-    write('where_run', rows, a.out)
+    for part in a.parts or PARTS:
+        made = row(part, True, None)
+        rows = rows_of(a.out)  # read anew: another environment may have written since
+        if made['version'] != 'missing':
+            rows[part] = made
+        write('where_run', list(rows.values()), a.out)
 
 
 if __name__ == '__main__':

@@ -2,10 +2,13 @@
 
 It makes what configs/paper_mini.yaml reads (problems in the shape of LIMO's file, a student with a chat template like
 DeepSeek's, four small benchmarks under the paper's names), starts a teacher behind HTTP that breaks now and then, and
-runs the workflow once, from problems to tables."""
+runs the workflow once, from problems to tables. With `--keep`, its times and its own rows of Tables 1 and 2 go to
+data/results."""
 
+import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +29,7 @@ TEMPLATE = (
     "{% else %}{{ '<｜Assistant｜>' + m['content'].split('</think>')[-1] + eos_token }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
 )
+FAULTS = dict(none='without a fault')
 BENCHMARKS = dict(aime24='long', amc23='gcd', math500='chain', olympiadbench='equation')  # paper's name -> pocket's
 
 
@@ -57,22 +61,53 @@ def command(url: str, *more: str) -> list[str]:
             'host', '--configfile', CONFIG, '--config', *given, *more]
 
 
+def optimizer() -> str:
+    "The optimizer that ran, by the runs' own word."
+    infos = [json.loads(f.read_text()) for f in (ROOT / RUN).glob('04_train/*/run.json')]
+    return ', '.join(sorted({i['optimizer_ran'] for i in infos}))
+
+
+def write_rows_of(seconds: float, cpu: float, counts: dict):
+    "Write rehearsal.csv and rehearsal_tables.csv into the run folder."
+    from measure.rows import write
+    from measure.where import machine
+
+    jobs = len([*(ROOT / RUN).glob('**/*.ipynb')])
+    told = [('notebooks run', jobs, ''), ('wall time', round(seconds), 's'), ('processor time', round(cpu), 's')]
+    told.append(('load average of the last 15 minutes', round(os.getloadavg()[2]), ''))
+    told += [(f'replies of the teacher, {FAULTS.get(kind, kind)}', n, '') for kind, n in sorted(counts.items())]
+    where = dict(device=machine(), optimizer=optimizer())
+    write('rehearsal', [dict(name=name, value=value, unit=unit, **where) for name, value, unit in told], ROOT / RUN)
+    found = []
+    for k in (1, 2):
+        cells = pd.read_csv(ROOT / RUN / f'results/table{k}.csv').query("source == 'rehearsal'").drop(columns='source')
+        found += [dict(r, table=k) for r in cells.astype(dict(n=int, correct=int)).to_dict('records')]
+    write('rehearsal_tables', found, ROOT / RUN)
+
+
 def rehearse() -> float:
-    "Run everything once; returns the wall time in seconds."
+    "Run everything once; returns the processor time in seconds, which does not depend on what else the machine does."
     os.chdir(ROOT)
     shutil.rmtree(ROOT / RUN, ignore_errors=True)
     make_inputs(ROOT / INPUTS)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     env = os.environ | dict(REHEARSAL_KEY='any-key', HF_HUB_OFFLINE='1', PYTHONPATH=str(ROOT))
     with FaultServer(share=0.2, hang=25.0) as teacher:
         subprocess.run(command(teacher.url), check=True, env=env)
         counts = teacher.counts()['kinds']
-    seconds = time.perf_counter() - started
-    print(f'rehearse: {seconds:.0f} s, the teacher answered {json.dumps(counts)}')
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    write_rows_of(seconds, cpu, counts)
+    print(f'rehearse: {seconds:.0f} s, {cpu:.0f} s of processors, the teacher answered {json.dumps(counts)}')
     print((ROOT / RUN / 'results/table1.md').read_text())
-    return seconds
+    return cpu
 
 
 if __name__ == '__main__':
     sys.path.insert(0, str(ROOT))
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument('--keep', action='store_true', help='copy the rows into data/results')
+    keep = words.parse_args().keep
     rehearse()
+    for name in ('rehearsal', 'rehearsal_tables') if keep else ():
+        shutil.copy(ROOT / RUN / f'{name}.csv', ROOT / 'data/results')

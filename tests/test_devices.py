@@ -88,7 +88,7 @@ def test_sharding_that_is_not_there_is_refused(runs):
 
 
 def test_fully_shard_on_gloo(runs):
-    "Each process holds half; losses, whole states and sharded states are those of the whole model."
+    "Each process holds half; losses and weights are those of the whole model, and sharded states go on as one run."
     for saw in runs[1]:
         s = saw['shards']
         assert s['found'] == 'fsdp2' and s['losses'] < 1e-5 and s['weights'] < 1e-5 and s['same']

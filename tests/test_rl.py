@@ -335,3 +335,19 @@ def test_the_gpu_configuration_names_parameters(section, notebook):
         assert RLConfig(**{k: v for k, v in given_.items() if not k.startswith('eval_')}).engine == 'colocate'
         with pytest.raises(ValueError, match="is no parameter of 09_rl"):
             check_params(ROOT / 'nbs/09_rl.ipynb', dict(given_, temprature=1))
+
+
+def test_the_gpu_configuration_fits_its_gpu():
+    "By the formulas of the costs page: states in float32, a pair or a completion with its prompt, vLLM's share."
+    from mcft.costs import ARCHS, DEVICES, activation_bytes, n_parameters, state_bytes
+
+    given_ = yaml.safe_load((ROOT / 'configs/beyond_paper.yaml').read_text())
+    a, (room, _), gib = ARCHS['1.5B'], DEVICES['A100'], 2**30
+    states, pair = state_bytes(a, 'fp32', 'adamw_torch') / gib, 2 * given_['preference']['max_length']
+    assert states + activation_bytes(a, pair, pair) / gib < 0.95 * room
+    assert given_['data']['max_new_tokens'] + 1024 <= given_['preference']['max_length']
+    rl = given_['rl']
+    shared = states + 4 * n_parameters(a) / gib + rl['engine_memory'] * room  # with the reference model of beta
+    assert shared + activation_bytes(a, rl['max_new_tokens'] + 1024, rl['max_new_tokens']) / gib < 0.95 * room
+    assert shared + activation_bytes(a, 16384 + 1024, 16384) / gib > room
+    assert rl['max_new_tokens'] + 1024 <= rl['engine_length']

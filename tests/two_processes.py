@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict as dcs
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 from killing import tiny_model
@@ -26,9 +29,9 @@ def tiny():
     return tiny_model(40, max_position_embeddings=64, tie_word_embeddings=False)
 
 
-def steps(model, ids, n_items: int, scale: int) -> list[float]:
+def steps(model, opt, ids, n_items: int, scale: int) -> list[float]:
     "Three updates; the loss is a sum over labelled tokens over their number in all processes."
-    opt, losses = torch.optim.AdamW(model.parameters(), 1e-2), []
+    losses = []
     for _ in range(3):
         loss = model(input_ids=ids, labels=ids, num_items_in_batch=n_items).loss
         (loss * scale).backward()
@@ -37,42 +40,46 @@ def steps(model, ids, n_items: int, scale: int) -> list[float]:
     return losses
 
 
+def adam(model):
+    "An optimizer for it."
+    return torch.optim.AdamW(model.parameters(), 1e-2)
+
+
+def sharded() -> tuple:
+    "The tiny model in shards, by PyTorch's fully_shard, and its optimizer."
+    model = tiny()
+    use_label_head(model)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    return model, adam(model)
+
+
 def fully_sharded(folder: Path) -> dict:
-    "PyTorch's fully_shard on gloo: losses of the whole model, state there and back, whole and in shards."
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-    from torch.distributed.fsdp import fully_shard
-
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-    def sharded():
-        model = tiny()
-        use_label_head(model)
-        for layer in model.model.layers:
-            fully_shard(layer)
-        return fully_shard(model)
-
+    "Shards on gloo: losses of the whole model, and states, whole and in shards, that another model goes on from."
+    whole = dcs.StateDictOptions(full_state_dict=True, cpu_offload=True)
     rank, ids = dist.get_rank(), torch.arange(6 * 10).view(6, 10) % 35 + 3
-    model, plain, n = sharded(), tiny(), 6 * 9
+    (model, opt), plain, n = sharded(), tiny(), 6 * 9
     use_label_head(plain)
-    mine = torch.tensor(steps(model, ids[rank::2], n, 2))
+    mine = torch.tensor(steps(model, opt, ids[rank::2], n, 2))
     dist.all_reduce(mine)
-    alone = steps(plain, ids, n, 1)
+    alone = steps(plain, adam(plain), ids, n, 1)
     check_world(type('A', (), dict(num_processes=2, distributed_type='FSDP')), 2, 'fsdp2', model)
-    dcp.save(get_model_state_dict(model), checkpoint_id=str(folder / 'shards'))
-    other = sharded()
-    state = get_model_state_dict(other)
-    dcp.load(state, checkpoint_id=str(folder / 'shards'))
-    set_model_state_dict(other, state)
-    a, b = (get_model_state_dict(m, options=whole) for m in (model, other))
-    back = tiny()
+    saved = {k: v.clone() for k, v in dcs.get_model_state_dict(model, options=whole).items()}
+    dcp.save(dict(zip(('model', 'optimizer'), dcs.get_state_dict(model, opt))), checkpoint_id=str(folder / 'shards'))
+    other, its = sharded()
+    got = dict(zip(('model', 'optimizer'), dcs.get_state_dict(other, its)))
+    dcp.load(got, checkpoint_id=str(folder / 'shards'))
+    dcs.set_state_dict(other, its, model_state_dict=got['model'], optim_state_dict=got['optimizer'])
+    on = [steps(m, o, ids[rank::2], n, 2) for m, o in ((model, opt), (other, its))]
+    a, b = (dcs.get_model_state_dict(m, options=whole) for m in (model, other))
     if is_main():
-        back.load_state_dict(a)
+        tiny().load_state_dict(saved)
     return dict(
         found=found_strategy(None, model),
         losses=max(abs(x - y) for x, y in zip(mine.tolist(), alone)),
-        same=all(torch.equal(a[k], b[k]) for k in a),
-        weights=max((a[k] - plain.state_dict()[k]).abs().max().item() for k in a) if is_main() else 0.0,
+        same=on[0] == on[1] and all(torch.equal(a[k], b[k]) for k in a),
+        weights=max((saved[k] - plain.state_dict()[k]).abs().max().item() for k in saved) if is_main() else 0.0,
         local=sum(p.to_local().numel() for p in model.parameters()),
         total=sum(p.numel() for p in plain.parameters()),
     )
