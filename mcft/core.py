@@ -739,6 +739,7 @@ def run_notebook(
     params: dict|None = None, # name -> value
     examples: bool = True, # False: leave out the examples and tests above the parameters
     progress_bar: bool|None = None, # None = only on a terminal
+    kernels: type|None = None, # manager of kernels in place of jupyter_client's
 ) -> Path: # `out`
     "Check the parameters, then execute the notebook with papermill; the copy is kept also when a cell fails."
     # jsonschema does without this package, whose import takes a second to check web addresses that no notebook has
@@ -756,7 +757,7 @@ def run_notebook(
     src.write_text(json.dumps(book), encoding="utf-8")
     bar = sys.stderr.isatty() if progress_bar is None else progress_bar
     papermill.execute_notebook(str(src), str(out), params or {}, cwd=str(repo_root()), progress_bar=bar,
-                               kernel_name="python3",
+                               kernel_name="python3", **(dict(kernel_manager_class=kernels) if kernels else {}),
                                extra_arguments=["--IPKernelApp.log_level=ERROR"])
     src.unlink(missing_ok=True)
     return out
