@@ -86,6 +86,7 @@ for section in dict.fromkeys(job.section for job in JOBS.values() if job.section
             f"{RUN}/{{job}}/run.json",
         wildcard_constraints:
             job="|".join(re.escape(job.name) for job in OWN),
+        priority: 0 if section.startswith("eval") or CONFIG["drop_weights"] else 1  # what is short fills the end
         resources:
             **(CONFIG["resources"] if any(job.loads for job in OWN) else {}),
         run:

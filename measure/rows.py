@@ -8,7 +8,8 @@ FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(),
               faults='name tried lost duplicated hung seconds'.split(),
               gpu='name value unit bound device config'.split(),
               engines='engine version model equal n ratio'.split(),
-              where_run='part version machine date test'.split(), teacher_counts='run count value'.split())
+              where_run='part version machine date test'.split(), teacher_counts='run count value'.split(),
+              command_times='command seconds bound device date'.split())
 
 
 def seconds(
