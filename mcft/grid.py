@@ -655,7 +655,10 @@ def serve_kernels(
     notebooks: list[str], # whose imports all kernels share
 ):
     "Import what notebooks import; then fork a kernel for each line of JSON (argv, env, cwd), and answer with its id."
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline") # as ipykernel does
+    signal.signal(signal.SIGINT, signal.SIG_DFL) # Ctrl-C ends it, and so its kernels
+    os.environ |= dict(MPLBACKEND="module://matplotlib_inline.backend_inline", # as ipykernel does
+                       JPY_PARENT_PID=str(os.getpid())) # a kernel ends when this process has
+    from ipykernel.kernelapp import IPKernelApp
     for nb in notebooks:
         for c in json.loads(resolve(nb).read_text(encoding="utf-8"))["cells"]:
             found = ast.parse("".join(c["source"])).body if c["cell_type"] == "code" else []
@@ -667,19 +670,15 @@ def serve_kernels(
     signal.signal(signal.SIGCHLD, signal.SIG_IGN) # an ended kernel leaves nothing behind
     for line in asked:
         if pid := os.fork(): print(pid, file=answers, flush=True)
-        else: _be_kernel(answers, **json.loads(line))
-
-def _be_kernel(answers, argv: list[str], env: dict, cwd: str): # in the forked process, to its end
-    try:
-        answers.close()
-        os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.chdir(cwd)
-        os.environ.clear()
-        os.environ.update(env, JPY_PARENT_PID=str(os.getppid())) # it ends when that process has
-        from ipykernel.kernelapp import IPKernelApp
-        IPKernelApp.launch_instance(argv)
-    finally: os._exit(1)
+        else: break
+    else: return
+    answers.close()
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked = json.loads(line)
+    os.chdir(asked["cwd"])
+    os.environ.update(asked["env"])
+    IPKernelApp.launch_instance(asked["argv"])
 
 # %% ../nbs/lib/21_grid.ipynb #660daa5d
 class _Forked: # as `subprocess.Popen`, for a process that another one forked
@@ -709,7 +708,8 @@ def warm_kernels(
             asked = dict(argv=kernel_cmd[kernel_cmd.index("-f"):], env=kw["env"], cwd=os.getcwd())
             with lock:
                 print(json.dumps(asked), file=server.stdin, flush=True)
-                pid = int(server.stdout.readline())
+                pid = int(server.stdout.readline() or 0)
+            if not pid: raise RuntimeError("the process that forks kernels has ended: its error stands above")
             self.provisioner.process, self.provisioner.pid, self.provisioner.pgid = _Forked(pid), pid, pid
             self._reconcile_connection_info(self.provisioner.connection_info)
     return WarmKernel
