@@ -5,6 +5,7 @@
 #   snakemake --cores 2 --configfile configs/school.yaml --config 'only={arms: [cft], seeds: [0]}'   some runs of a grid, without its page
 #   snakemake --profile configs/slurm --configfile configs/pocket.yaml   everything, each job sent to a Slurm cluster
 #   snakemake --cores 1 --configfile configs/pocket.yaml --report report.html   what a finished run did, with its figures
+# With --force-use-threads, as in the Makefile, local jobs share one Snakemake and the imports of their kernels.
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os, re, sys
 from mcft.compare import save_rows

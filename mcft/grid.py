@@ -10,7 +10,7 @@ __all__ = ['SECTIONS', 'REPORTS', 'NEEDED', 'OPTIONAL', 'RESOURCES', 'FOLDERS', 
            'serve_kernels', 'warm_kernels', 'run_job', 'training_info', 'drop_weights', 'search_scores']
 
 # %% ../nbs/lib/21_grid.ipynb #f05e76a8
-import ast, json, os, re, signal, subprocess, sys
+import ast, gc, json, os, re, signal, subprocess, sys
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -664,6 +664,7 @@ def serve_kernels(
             found = ast.parse("".join(c["source"])).body if c["cell_type"] == "code" else []
             body = [x for x in found if isinstance(x, (ast.Import, ast.ImportFrom))]
             exec(compile(ast.Module(body, []), nb, "exec"), {})
+    gc.freeze() # kernels search what is new
     asked, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     with open(os.devnull) as nothing: os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1) # what kernels print
@@ -692,12 +693,14 @@ class _Forked: # as `subprocess.Popen`, for a process that another one forked
         except ProcessLookupError: return 0
     wait = poll # jupyter_client waits until it has ended
 
+_GPUS = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg" # a driver that imports have touched does not survive a fork
+
 @cache
 def warm_kernels(
     notebooks: tuple[str, ...], # whose imports all kernels share
 ) -> type|None: # a manager of kernels for papermill; None = its own
     "Start the process that forks kernels; it ends with this one."
-    if sys.platform != "linux": return None
+    if sys.platform != "linux" or any(map(os.path.exists, _GPUS)): return None
     from jupyter_client import AsyncKernelManager
     command = [sys.executable, "-c", "import sys; from mcft.grid import serve_kernels; serve_kernels(sys.argv[1:])"]
     server = subprocess.Popen([*command, *notebooks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
