@@ -50,7 +50,7 @@ $(SLURM): $(STAMP)
 
 # A killed run leaves Snakemake's own lock behind; flock, where there is one, goes with its process.
 SNAKEMAKE = $(if $(shell command -v flock),mkdir -p runs && flock -o -n -E 75 runs/.lock $(BIN)/snakemake --nolock,$(BIN)/snakemake) \
-	--configfile configs/$(PROFILE).yaml$(if $(filter yes,$(CONFIRM)), --config confirm=True) --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES)) --rerun-incomplete
+	--configfile configs/$(PROFILE).yaml$(if $(filter yes,$(CONFIRM)), --config confirm=True) --quiet rules host $(if $(CLUSTER),--profile configs/$(CLUSTER),--cores $(CORES) --force-use-threads) --rerun-incomplete
 BUSY = || { [ $$? -ne 75 ] || echo "make $@: another run is going on in this clone; wait for it, or stop it" >&2; exit 1; }
 
 reproduce ablation factorial pilot beyond lr school: $(if $(CLUSTER),$(SLURM))

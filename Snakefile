@@ -5,19 +5,26 @@
 #   snakemake --cores 2 --configfile configs/school.yaml --config 'only={arms: [cft], seeds: [0]}'   some runs of a grid, without its page
 #   snakemake --profile configs/slurm --configfile configs/pocket.yaml   everything, each job sent to a Slurm cluster
 #   snakemake --cores 1 --configfile configs/pocket.yaml --report report.html   what a finished run did, with its figures
+# With --force-use-threads, as in the Makefile, local jobs share one Snakemake and the imports of their kernels.
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
 import os, re, sys
 from mcft.compare import save_rows
 from mcft.core import write_if_changed
 from mcft.costs import expected_text
 from mcft.grid import REPORTS, check_grid, check_kept, check_rates, drop_weights, jobs, models, read_grid, run_job
-from mcft.grid import search_scores, to_run
+from mcft.grid import search_scores, to_run, warm_kernels
 from mcft.report import verdicts_of
 
 FILE = os.path.relpath(workflow.configfiles[0]) if workflow.configfiles else "configs/pocket.yaml"
 CONFIG = check_grid(config) if config else read_grid(FILE)
 RUN, JOBS = CONFIG["run_dir"], jobs(CONFIG, FILE)
 LAST = [job for job in JOBS.values() if job.section in REPORTS]  # what reads all runs of the grid
+NOTEBOOKS = tuple(dict.fromkeys(job.nb for job in JOBS.values()))
+
+
+def start(name):
+    "Run a job: in a kernel that has the imports already, unless this process runs one job alone."
+    run_job(JOBS[name], RUN, warm_kernels(NOTEBOOKS) if workflow.is_main_process else None)
 
 
 def scored(what):
@@ -34,6 +41,8 @@ def wanted(wildcards):
 
 
 onstart:
+    if workflow.use_threads and workflow.local_exec:
+        warm_kernels(NOTEBOOKS)  # imports while the checks below go on
     from mcft.preflight import check_run # torch is loaded once, and not again for each job
     check_run(CONFIG, FILE, workflow.non_local_exec)
     print(expected_text(CONFIG, workflow.cores or 1), file=sys.stderr)
@@ -66,7 +75,7 @@ rule pilot:
         save_rows(verdicts_of(CONFIG, what="pilot"), CONFIG["pilot"]["rows"])
 
 
-for stage, section in enumerate(dict.fromkeys(job.section for job in JOBS.values() if job.section not in REPORTS)):
+for section in dict.fromkeys(job.section for job in JOBS.values() if job.section not in REPORTS):
     OWN = [job for job in JOBS.values() if job.section == section]
 
     rule:
@@ -77,14 +86,15 @@ for stage, section in enumerate(dict.fromkeys(job.section for job in JOBS.values
         output:
             f"{RUN}/{{job}}/run.json",
         priority:
-            stage  # what can end goes before what can begin: rows come early
+            # what is short fills the end; where weights are dropped, what can end goes before what can begin
+            int(section.startswith(("eval", "probe")) == bool(CONFIG["drop_weights"]))
         wildcard_constraints:
             job="|".join(re.escape(job.name) for job in OWN),
         resources:
             **(CONFIG["resources"] if any(job.loads for job in OWN) else {}),
         run:
             drop_weights(CONFIG, JOBS)  # of models that nothing waits for any more
-            run_job(JOBS[wildcards.job], RUN)
+            start(wildcards.job)
 
 
 for job in LAST:
@@ -99,4 +109,4 @@ for job in LAST:
         params:
             job=job.name,
         run:
-            run_job(JOBS[params.job], RUN)
+            start(params.job)

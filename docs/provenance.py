@@ -52,6 +52,7 @@ MAKERS = (  # the first pattern that fits
     Maker('ablation_lr', 'Snakefile', '', 'make lr PROFILE=ablation'),
     Maker('pilot', 'Snakefile', '', 'make pilot'),
     Maker('packaging', 'measure/packaging.py', '', 'python -m measure.packaging'),
+    Maker('command_times', 'measure/commands.py', '', 'python -m measure.commands'),
     Maker('notebook_times', 'measure/notebooks.py', '', 'python -m measure.notebooks'),
     Maker('slurm*', 'tests/cluster/jobs.py', '', 'make cluster'),
     Maker('reruns', 'measure/cells.py', '', 'make cells'),

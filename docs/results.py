@@ -25,9 +25,9 @@ How fast the library is against named peers, what it survives, and what a newcom
 method; each table names the command that measures it again.
 """
 HEADS = dict(results=HEAD, engineering=ENGINEERING)
-MEASURED = ('benchmarks', 'engines', 'faults', 'funnel_faults', 'gpu', 'measured_runs', 'notebook_times', 'packaging',
-            'rehearsal', 'rehearsal_tables', 'reruns', 'slurm', 'slurm_jobs', 'teacher_counts', 'where_run'
-            )  # rows of the page on engineering
+MEASURED = ('benchmarks', 'command_times', 'engines', 'faults', 'funnel_faults', 'gpu', 'measured_runs',
+            'notebook_times', 'packaging', 'rehearsal', 'rehearsal_tables', 'reruns', 'slurm', 'slurm_jobs',
+            'teacher_counts', 'where_run')  # rows of the page on engineering
 MAX_ROWS = 60  # longer tables are linked, not printed
 PROSE_ROWS = dict(findings='contrasts_pocket.csv')  # sentences -> the rows that a table among them shows
 
@@ -182,6 +182,11 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
         'The package as a newcomer gets it',
         '`python -m measure.packaging`: medians of `n` runs in an empty environment; `spread` is the interquartile '
         'range.',
+    ),
+    command_times=(
+        'Commands',
+        '`python -m measure.commands`: seconds on the clock of each time that a command was measured; `bound` is in '
+        'seconds.',
     ),
     notebook_times=(
         'Run All, notebook by notebook',

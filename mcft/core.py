@@ -6,9 +6,8 @@
 __all__ = ['MODEL_FILES', 'SCHEMAS', 'repo_root', 'resolve', 'is_hub', 'model_source', 'model_files', 'run_key', 'stable_seed',
            'sha256_file', 'check_row', 'write_rows', 'write_if_changed', 'parse_row', 'stream_rows', 'read_rows',
            'cut_torn', 'append_rows', 'short_reason', 'join_sources', 'by_problem', 'cpu', 'versions', 'git_commit',
-           'hash_inputs', 'Run', 'run_info', 'check_out_dir', 'check_committed', 'publish_checkpoint', 'start_run',
-           'arm_of', 'read_arm', 'continued_arm', 'notebook_params', 'check_params', 'without_examples', 'run_notebook',
-           'progress']
+           'hash_inputs', 'Run', 'run_info', 'check_out_dir', 'check_committed', 'start_run', 'arm_of', 'read_arm',
+           'continued_arm', 'notebook_params', 'check_params', 'without_examples', 'run_notebook', 'progress']
 
 # %% ../nbs/lib/01_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, io, json, math, os, platform, resource, shutil, subprocess, sys, time, zlib
@@ -502,30 +501,6 @@ def check_committed(
                          "commit them, or put them away first")
     return path
 
-# %% ../nbs/lib/01_core.ipynb #5c0a1d33
-def _write_half(weights: Path, out: Path): # rounded to bfloat16
-    import torch
-    from safetensors.torch import load_file, save_file
-    half = {k: v.to(torch.bfloat16).contiguous() for k, v in load_file(weights).items()}
-    save_file(half, out, metadata=dict(format="pt"))
-
-def publish_checkpoint(
-    src: str|Path, # run folder of a training that has ended
-    dst: str|Path, # committed folder
-    files: Iterable[str], # names in `src`; those that are there are copied
-    half: bool = False, # round weights to bfloat16
-) -> dict: # run.json of the training
-    "Copy a trained checkpoint into a committed folder, unless that has changes of the user's own (`ValueError`)."
-    src, dst = resolve(src), check_committed(dst)
-    info = run_info(src)
-    if info is None:
-        raise FileNotFoundError(f"{src} has no run.json: its training has not ended; start it again, it goes on")
-    dst.mkdir(parents=True, exist_ok=True)
-    for f in [f for name in files if (f := src/name).is_file()]:
-        if half and f.suffix == ".safetensors": _write_half(f, dst/f.name)
-        else: shutil.copyfile(f, dst/f.name)
-    return info
-
 # %% ../nbs/lib/01_core.ipynb #5c0a1d32
 # name -> digest when the run ended, "" = none, of what the run in the folder may have written; None = no such list
 def _claimed(folder: Path) -> dict[str, str]|None:
@@ -763,6 +738,7 @@ def run_notebook(
     out: str|Path, # executed copy; never inside nbs/
     params: dict|None = None, # name -> value
     examples: bool = True, # False: leave out the examples and tests above the parameters
+    kernels: type|None = None, # manager of kernels in place of jupyter_client's
 ) -> Path: # `out`
     "Check the parameters, then execute the notebook with papermill; the copy is kept also when a cell fails."
     # jsonschema does without this package, whose import takes a second to check web addresses that no notebook has
@@ -780,6 +756,7 @@ def run_notebook(
     src.write_text(json.dumps(book), encoding="utf-8")
     papermill.execute_notebook(str(src), str(out), params or {}, cwd=str(repo_root()),
                                progress_bar=sys.stderr.isatty(), kernel_name="python3",
+                               **(dict(kernel_manager_class=kernels) if kernels else {}),
                                extra_arguments=["--IPKernelApp.log_level=ERROR"])
     src.unlink(missing_ok=True)
     return out

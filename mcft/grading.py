@@ -99,16 +99,21 @@ def _shortcut(extracted: str|None, gold: str) -> str|None: # a verdict of `symbo
 def _boxed(s: str) -> str:
     return f"\\boxed{{{s}}}"
 
+@functools.lru_cache(1024)
+def _gold_value(gold: str) -> list: # what math-verify reads in it; many problems share a gold
+    from math_verify import LatexExtractionConfig, parse
+    return parse(_boxed(gold), [LatexExtractionConfig()], parsing_timeout=None)
+
 def verify_text(
     grader: str, # "symbolic" or "full_text"
     text: str, # content of the box, or the whole response
     gold: str, # reference answer, bare
 ) -> str: # right, wrong or no_answer
     "Compare without limits on time: only for a process that may be killed."
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import parse, verify
     try:
         if grader == "symbolic": return "right" if same_answer(text, gold) else "wrong"
-        want = parse(_boxed(gold), [LatexExtractionConfig()], parsing_timeout=None)
+        want = _gold_value(gold)
         found = parse(text, parsing_timeout=None)
         if not found: return "no_answer"
         return "right" if verify(want, found, timeout_seconds=None) else "wrong"

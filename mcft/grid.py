@@ -7,12 +7,14 @@ __all__ = ['SECTIONS', 'REPORTS', 'NEEDED', 'OPTIONAL', 'RESOURCES', 'FOLDERS', 
            'load_yaml', 'Arm', 'slug', 'arms_of', 'names_in', 'check_grid', 'read_grid', 'comparisons', 'best_lr',
            'rates', 'check_rates', 'Model', 'seeds_of', 'models', 'run_names', 'Job', 'encoding_of', 'critiques_of',
            'needs_draws', 'probe_name', 'probed', 'plan_keys', 'kept_rows', 'check_kept', 'to_run', 'has_rows', 'jobs',
-           'label_run', 'run_job', 'training_info', 'drop_weights', 'search_scores']
+           'label_run', 'serve_kernels', 'warm_kernels', 'run_job', 'training_info', 'drop_weights', 'search_scores']
 
 # %% ../nbs/lib/21_grid.ipynb #f05e76a8
-import json, os, re
+import ast, gc, json, os, re, signal, subprocess, sys
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from threading import Lock
 import pandas as pd, yaml
 from .core import check_params, model_files, repo_root, resolve, run_info, run_key, run_notebook
 from .figures import LOOKS
@@ -673,14 +675,82 @@ def label_run(
     temporary.write_text(json.dumps({**info, "arm": record}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(file)
 
+# %% ../nbs/lib/21_grid.ipynb #660daa5c
+def serve_kernels(
+    notebooks: list[str], # whose imports all kernels share
+):
+    "Import what notebooks import; then fork a kernel for each line of JSON (argv, env, cwd), and answer with its id."
+    signal.signal(signal.SIGINT, signal.SIG_DFL) # Ctrl-C ends it, and so its kernels
+    os.environ |= dict(MPLBACKEND="module://matplotlib_inline.backend_inline", # as ipykernel does
+                       JPY_PARENT_PID=str(os.getpid())) # a kernel ends when this process has
+    from ipykernel.kernelapp import IPKernelApp
+    for nb in notebooks:
+        for c in json.loads(resolve(nb).read_text(encoding="utf-8"))["cells"]:
+            found = ast.parse("".join(c["source"])).body if c["cell_type"] == "code" else []
+            body = [x for x in found if isinstance(x, (ast.Import, ast.ImportFrom))]
+            exec(compile(ast.Module(body, []), nb, "exec"), {})
+    gc.freeze() # kernels search what is new
+    asked, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    with open(os.devnull) as nothing: os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1) # what kernels print
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN) # an ended kernel leaves nothing behind
+    for line in asked:
+        if pid := os.fork(): print(pid, file=answers, flush=True)
+        else: break
+    else: return
+    answers.close()
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked = json.loads(line)
+    os.chdir(asked["cwd"])
+    os.environ.update(asked["env"])
+    IPKernelApp.launch_instance(asked["argv"])
+
+# %% ../nbs/lib/21_grid.ipynb #660daa5d
+class _Forked: # as `subprocess.Popen`, for a process that another one forked
+    stdin = stdout = stderr = None
+    def __init__(self, pid: int): self.pid = pid
+    def send_signal(self, number: int): os.kill(self.pid, number)
+    def kill(self): self.send_signal(signal.SIGKILL)
+    def terminate(self): self.send_signal(signal.SIGTERM)
+    def poll(self) -> int|None:
+        try: return self.send_signal(0)
+        except ProcessLookupError: return 0
+    wait = poll # jupyter_client waits until it has ended
+
+_GPUS = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg" # a driver that imports have touched does not survive a fork
+
+@cache
+def warm_kernels(
+    notebooks: tuple[str, ...], # whose imports all kernels share
+) -> type|None: # a manager of kernels for papermill; None = its own
+    "Start the process that forks kernels; it ends with this one."
+    if sys.platform != "linux" or any(map(os.path.exists, _GPUS)): return None
+    from jupyter_client import AsyncKernelManager
+    command = [sys.executable, "-c", "import sys; from mcft.grid import serve_kernels; serve_kernels(sys.argv[1:])"]
+    server = subprocess.Popen([*command, *notebooks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    lock = Lock()
+
+    class WarmKernel(AsyncKernelManager):
+        async def _async_launch_kernel(self, kernel_cmd, **kw):
+            asked = dict(argv=kernel_cmd[kernel_cmd.index("-f"):], env=kw["env"], cwd=os.getcwd())
+            with lock:
+                print(json.dumps(asked), file=server.stdin, flush=True)
+                pid = int(server.stdout.readline() or 0)
+            if not pid: raise RuntimeError("the process that forks kernels has ended: its error stands above")
+            self.provisioner.process, self.provisioner.pid, self.provisioner.pgid = _Forked(pid), pid, pid
+            self._reconcile_connection_info(self.provisioner.connection_info)
+    return WarmKernel
+
 # %% ../nbs/lib/21_grid.ipynb #b0130c5e
 def run_job(
     job: Job, # of `jobs`
     run_dir: str, # run folder of the grid
+    kernels: type|None = None, # from `warm_kernels`; None = as Jupyter starts them
 ):
     "Run a job's notebook without its examples, then say in `run.json` what the run is."
     folder = f"{run_dir}/{job.name}"
-    run_notebook(job.nb, f"{folder}/{Path(job.nb).name}", job.params, examples=False)
+    run_notebook(job.nb, f"{folder}/{Path(job.nb).name}", job.params, examples=False, kernels=kernels)
     if job.record: label_run(folder, job.record)
 
 # %% ../nbs/lib/21_grid.ipynb #3f1c0a62

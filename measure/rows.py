@@ -10,7 +10,8 @@ FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(),
               engines='engine version model check equal n ratio'.split(),
               where_run='part version machine date test'.split(), teacher_counts='run count value'.split(),
               rehearsal='name value unit device optimizer'.split(),
-              rehearsal_tables='table model benchmark n correct accuracy low high'.split())
+              rehearsal_tables='table model benchmark n correct accuracy low high'.split(),
+              command_times='command seconds bound device date'.split())
 
 
 def seconds(

@@ -55,6 +55,7 @@ SPANS = {
     r'python -m measure\.gpu_train': ('tests/test_train.py', 'gpu_train.run(gpu_train.TINY)'),
     r'python -m measure\.sensitivity.*': ('tests/test_pocket.py', 'sensitivity.summary('),
     r'python -m measure\.cells': (HERE, 'cells.cells('),
+    r'python -m measure\.commands.*': (HERE, 'commands.main('),
     r'python -m measure\.notebooks.*': ('tests/test_examples.py', 'run_all('),
     r'python -m measure\.packaging.*': ('tests/test_packaging.py', 'packaging.import_seconds('),
     r'python -m mcft\.train.*|accelerate launch( .*)?': ('tests/test_devices.py', "'accelerate.commands.launch'"),
@@ -251,6 +252,15 @@ def test_rules_of_the_grid_can_be_planned(rule, config, tmp_path):
                           cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode == 0 and
             f'rule {"dpo" if config == "beyond" else "train"}:' in done.stdout + done.stderr), done.stderr[-3000:]
+
+
+def test_times_of_commands_are_new_rows(tmp_path):
+    from measure import commands, rows
+    (tmp_path/'Makefile').write_text('help:\n\t@true\n')
+    for _ in range(2): assert commands.main(['help', '--root', str(tmp_path), '--out', str(tmp_path)]) == 0
+    assert [r['command'] for r in rows.read('command_times', tmp_path)] == ['make help']*2
+    (tmp_path/'.venv').mkdir()
+    with pytest.raises(SystemExit, match='is there already'): commands.main(['venv', '--root', str(tmp_path)])
 
 
 def test_cells_to_make_again_are_of_different_arms():

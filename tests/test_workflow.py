@@ -20,8 +20,8 @@ STAGES = '01_data', '02_critique', '03_masking', '04_train', '05_eval', '06_abla
 
 
 def command(config, run_dir, *args):
-    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--nolock', '--rerun-incomplete', '--configfile',
-            str(config), '--config', f'run_dir={run_dir}', *args]
+    return [sys.executable, '-m', 'snakemake', '--cores', '2', '--force-use-threads', '--nolock',
+            '--rerun-incomplete', '--configfile', str(config), '--config', f'run_dir={run_dir}', *args]
 
 
 def snakemake(config, run_dir, *args):
