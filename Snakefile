@@ -1,7 +1,6 @@
 # One workflow for every grid: a job is a notebook, run by papermill; mcft.grid lists the jobs of a config. `make reproduce` calls this.
 #   snakemake --cores 2 --configfile configs/pocket.yaml           everything: problems to tables, figures and the page of results
-#   snakemake --cores 2 --configfile configs/pocket.yaml lr        the search for learning rates on the dev split
-#   snakemake --cores 2 --configfile configs/ablation.yaml pilot   the runs that the power calculation rests on
+#   snakemake --cores 2 --configfile configs/ablation.yaml lr      the search for learning rates on the dev split; pilot: what the power calculation rests on
 #   snakemake --cores 2 --configfile configs/school.yaml --config 'only={arms: [cft], seeds: [0]}'   some runs of a grid, without its page
 #   snakemake --profile configs/slurm --configfile configs/pocket.yaml   everything, each job sent to a Slurm cluster
 #   snakemake --cores 1 --configfile configs/pocket.yaml --report report.html   what a finished run did, with its figures
@@ -22,13 +21,11 @@ LAST = [job for job in JOBS.values() if job.section in REPORTS]  # what reads al
 NOTEBOOKS = tuple(dict.fromkeys(job.nb for job in JOBS.values()))
 
 
-def start(name):
-    "Run a job: in a kernel that has the imports already, unless this process runs one job alone."
+def start(name):  # in a kernel that has the imports already, unless this process runs one job alone
     run_job(JOBS[name], RUN, warm_kernels(NOTEBOOKS) if workflow.is_main_process else None)
 
 
-def scored(what):
-    "The finished evaluations of the pilot or the search."
+def scored(what):  # the finished evaluations of the pilot or the search
     return [f"{RUN}/{m.score}/run.json" for m in models(CONFIG, what)]
 
 
@@ -57,20 +54,17 @@ onerror:
 
 
 rule all:
-    input:
-        wanted,
+    input: wanted
 
 
 rule lr:
-    input:
-        scored("lr"),
+    input: scored("lr")
     run:
         write_if_changed(CONFIG["lr_rows"], search_scores(CONFIG).to_csv(index=False))
 
 
 rule pilot:
-    input:
-        scored("pilot"),
+    input: scored("pilot")
     run:
         save_rows(verdicts_of(CONFIG, what="pilot"), CONFIG["pilot"]["rows"])
 
@@ -79,12 +73,9 @@ for section in dict.fromkeys(job.section for job in JOBS.values() if job.section
     OWN = [job for job in JOBS.values() if job.section == section]
 
     rule:
-        name:
-            {"eval": "evaluate"}.get(section, section)
-        input:
-            lambda wildcards: JOBS[wildcards.job].needs,
-        output:
-            f"{RUN}/{{job}}/run.json",
+        name: {"eval": "evaluate"}.get(section, section)
+        input: lambda wildcards: JOBS[wildcards.job].needs
+        output: f"{RUN}/{{job}}/run.json"
         priority:
             # what is short fills the end; where weights are dropped, what can end goes before what can begin
             int(section.startswith(("eval", "probe")) == bool(CONFIG["drop_weights"]))
@@ -100,13 +91,9 @@ for section in dict.fromkeys(job.section for job in JOBS.values() if job.section
 for job in LAST:
 
     rule:
-        name:
-            job.section
-        input:
-            job.needs,
-        output:
-            [report(f, category="figures") if f.endswith(".png") else f for f in job.makes],
-        params:
-            job=job.name,
+        name: job.section
+        input: job.needs
+        output: [report(f, category="figures") if f.endswith(".png") else f for f in job.makes]
+        params: job=job.name
         run:
             start(params.job)
