@@ -1,7 +1,7 @@
 """Run folders under bad treatment: what a rerun may delete, and what stops it before anything is changed."""
 import json, os, shutil, subprocess, sys
 import pytest
-from mcft.core import check_committed, check_out_dir, run_info, start_run
+from mcft.core import check_committed, check_out_dir, publish_checkpoint, run_info, start_run
 
 
 def begin(folder, n=1, writes=('rows.jsonl',)):
@@ -136,3 +136,20 @@ def test_one_process_may_open_its_folder_again(tmp_path):
     begin(tmp_path/'run', 2)
     shutil.rmtree(tmp_path/'run')
     assert begin(tmp_path/'run', 3).finish() and run_info(tmp_path/'run')
+
+
+def test_a_checkpoint_is_published_when_its_training_has_ended_and_rounded_if_asked(tmp_path):
+    torch = pytest.importorskip('torch')
+    from safetensors.torch import load_file, save_file
+    src, dst, weights = tmp_path/'run', tmp_path/'committed', dict(a=torch.tensor([1/3, 2.]))
+    (src/'adapter').mkdir(parents=True)
+    save_file(weights, src/'adapter'/'adapter_model.safetensors')
+    files = 'adapter/adapter_model.safetensors', 'run.json', 'not_there.json'
+    with pytest.raises(FileNotFoundError, match='its training has not ended'): publish_checkpoint(src, dst, files)
+    assert not dst.exists()
+    (src/'run.json').write_text('{"steps": 3}')
+    assert publish_checkpoint(src, dst, files)['steps'] == 3
+    assert {f.name for f in dst.iterdir()} == {'adapter_model.safetensors', 'run.json'}
+    assert torch.equal(load_file(dst/'adapter_model.safetensors')['a'], weights['a'])
+    publish_checkpoint(src, dst, files, half=True)
+    assert torch.equal(load_file(dst/'adapter_model.safetensors')['a'], weights['a'].bfloat16())
