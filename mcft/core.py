@@ -6,8 +6,9 @@
 __all__ = ['MODEL_FILES', 'SCHEMAS', 'repo_root', 'resolve', 'is_hub', 'model_source', 'model_files', 'run_key', 'stable_seed',
            'sha256_file', 'check_row', 'write_rows', 'write_if_changed', 'parse_row', 'stream_rows', 'read_rows',
            'cut_torn', 'append_rows', 'short_reason', 'join_sources', 'by_problem', 'cpu', 'versions', 'git_commit',
-           'hash_inputs', 'Run', 'run_info', 'check_out_dir', 'check_committed', 'start_run', 'arm_of', 'read_arm',
-           'continued_arm', 'notebook_params', 'check_params', 'without_examples', 'run_notebook', 'progress']
+           'hash_inputs', 'Run', 'run_info', 'check_out_dir', 'check_committed', 'publish_checkpoint', 'start_run',
+           'arm_of', 'read_arm', 'continued_arm', 'notebook_params', 'check_params', 'without_examples', 'run_notebook',
+           'progress']
 
 # %% ../nbs/lib/01_core.ipynb #46ded9a5
 import gzip, hashlib, importlib.metadata, io, json, math, os, platform, resource, shutil, subprocess, sys, time, zlib
@@ -500,6 +501,30 @@ def check_committed(
         raise ValueError(f"{path/name} has changes that are not committed, and publishing would overwrite the folder: "
                          "commit them, or put them away first")
     return path
+
+# %% ../nbs/lib/01_core.ipynb #5c0a1d35
+def _write_half(weights: Path, out: Path): # rounded to bfloat16
+    import torch
+    from safetensors.torch import load_file, save_file
+    half = {k: v.to(torch.bfloat16).contiguous() for k, v in load_file(weights).items()}
+    save_file(half, out, metadata=dict(format="pt"))
+
+def publish_checkpoint(
+    src: str|Path, # run folder of a training that has ended
+    dst: str|Path, # committed folder
+    files: Iterable[str], # names in `src`; those that are there are copied
+    half: bool = False, # round weights to bfloat16
+) -> dict: # run.json of the training
+    "Copy a trained checkpoint into a committed folder, unless that has changes of the user's own (`ValueError`)."
+    src, dst = resolve(src), check_committed(dst)
+    info = run_info(src)
+    if info is None:
+        raise FileNotFoundError(f"{src} has no run.json: its training has not ended; start it again, it goes on")
+    dst.mkdir(parents=True, exist_ok=True)
+    for f in [f for name in files if (f := src/name).is_file()]:
+        if half and f.suffix == ".safetensors": _write_half(f, dst/f.name)
+        else: shutil.copyfile(f, dst/f.name)
+    return info
 
 # %% ../nbs/lib/01_core.ipynb #5c0a1d32
 # name -> digest when the run ended, "" = none, of what the run in the folder may have written; None = no such list
