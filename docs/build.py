@@ -21,7 +21,8 @@ SITE, OUT = WORK/'site', ROOT/'_docs'
 FOUND = {  # pages of docs/ that runs write: section -> the rows of its table
     'found_school': {'Gate 0: do the critiques tell the student anything?': 'school_gate', 'Masking': 'school_power',
                      'Planned contrasts': 'school_families', "In the layout of the paper's tables": 'school_arms',
-                     'Form and skill': 'school_forms', 'What the probes say': 'school_probe'},
+                     'Form and skill': 'school_forms', 'What the probes say': 'school_probe',
+                     'Wall time': 'school_runs'},
     'found': {'Planned contrasts': 'contrasts', 'Exploratory contrasts': 'contrasts',
               'By benchmark': 'contrasts_by_benchmark', 'What each arm trained on': 'ablation_runs'},
     'found_factorial': {'Planned contrasts': 'factorial_contrasts', 'By benchmark': 'factorial_benchmarks',

@@ -73,7 +73,7 @@ def _read_in(cfg: dict) -> dict: # (arm, seed) -> seconds of the evaluations, an
         info = None if m.step else run_info(f"{cfg['run_dir']}/{name}")
         if not info: continue
         of_run = out.setdefault((m.arm.name, m.seed), {})
-        of_run[column] = of_run.get(column, 0) + info["seconds"]
+        of_run[column] = of_run.get(column, 0) + info.get("seconds", np.nan)
     return out
 
 def run_table(
@@ -267,7 +267,8 @@ def interval(
 def markdown(
     d: pd.DataFrame, # a table
 ) -> str: # Markdown
-    "Write a table of a page; what is not known is left empty."
+    "Write a table of a page; what is not known is left empty, and a table without rows is a sentence."
+    if not len(d): return "No row yet."
     def cell(x): return "" if x is None or x != x else str(x)
     lines = ["| " + " | ".join(d.columns) + " |", "|" + "---|"*d.shape[1]]
     return "\n".join(lines + ["| " + " | ".join(map(cell, r)) + " |" for r in d.itertuples(index=False)])
