@@ -6,6 +6,7 @@ runs the workflow once, from problems to tables. With `--keep`, its times and it
 data/results."""
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -33,11 +34,20 @@ FAULTS = dict(none='without a fault')
 BENCHMARKS = dict(aime24='long', amc23='gcd', math500='chain', olympiadbench='equation')  # paper's name -> pocket's
 
 
+def put_away(folder: Path):
+    "Rename a folder that is there already, so that nothing in it is lost."
+    names = (folder.with_name(f'{folder.name}.{n}') for n in itertools.count(1))
+    if folder.exists():
+        free = next(name for name in names if not name.exists())
+        folder.rename(free)
+        print(f'rehearse: {folder} was there, it is {free.name} now')
+
+
 def make_inputs(folder: Path):
     "Write problems, benchmarks and the two models."
     from mcft.core import read_rows, write_rows
 
-    shutil.rmtree(folder, ignore_errors=True)
+    put_away(folder)
     folder.mkdir(parents=True)
     problems = read_rows('data/pocket/problems.jsonl.gz', 'problems')
     solutions = {s['problem_id']: s['reasoning'] for s in read_rows('data/pocket/solutions.jsonl.gz', 'solutions')}
@@ -88,7 +98,7 @@ def write_rows_of(seconds: float, cpu: float, counts: dict):
 def rehearse() -> float:
     "Run everything once; returns the processor time in seconds, which does not depend on what else the machine does."
     os.chdir(ROOT)
-    shutil.rmtree(ROOT / RUN, ignore_errors=True)
+    put_away(ROOT / RUN)
     make_inputs(ROOT / INPUTS)
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     env = os.environ | dict(REHEARSAL_KEY='any-key', HF_HUB_OFFLINE='1', PYTHONPATH=str(ROOT))
