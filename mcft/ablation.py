@@ -6,8 +6,7 @@
 __all__ = ['LOOK', 'PARTS', 'FIGURES', 'TABLES', 'KINDS', 'world_checks', 'plot_seeds', 'plot_mask_rate', 'plot_rates',
            'curve_table', 'plot_curves', 'loss_curves', 'funnel_of', 'plot_loss', 'plot_parts', 'plot_masked_loss',
            'plot_lr', 'budget_table', 'difference_lines', 'families_of', 'family_lines', 'plot_endpoints',
-           'plot_factorial', 'paper_lines', 'form_lines', 'endpoint_lines', 'loss_moved', 'gaps_at', 'page_names',
-           'pilot_power']
+           'plot_factorial', 'paper_lines', 'endpoint_lines', 'loss_moved', 'gaps_at', 'page_names', 'pilot_power']
 
 # %% ../nbs/06_ablation.ipynb #2ecb8c83
 import textwrap
@@ -20,7 +19,7 @@ from .endpoints import DIVISORS, ENDPOINTS, by_rate, by_run, collected_endpoints
 from .endpoints import endpoints_of, factorial_means, factorial_of, plain_rates, planned_differences, rate_arms
 from .figures import look, plot_funnel, style
 from .grid import best_lr, comparisons, models, read_grid, seeds_of
-from .report import LACKING, Evidence, Kinds, ReportConfig, markdown, percent, run_report, signed
+from .report import LACKING, Evidence, Kinds, ReportConfig, form_lines, markdown, percent, run_report, signed
 from .stats import wilson
 
 # %% ../nbs/06_ablation.ipynb #8460566f
@@ -422,23 +421,6 @@ def paper_lines(
     names = [b for b in e.cfg["eval"]["benchmarks"] if b in set(e.rows.benchmark)]
     return pd.DataFrame([{"model": "student" if a == "base" else a, **{b: cell(d[d.benchmark == b]) for b in names},
                           "all": cell(d)} for a, d in have.items()])
-
-def form_lines(
-    e: Evidence, # rows under every prompt
-) -> pd.DataFrame: # arm, seeds, and for each prompt accuracy and fraction boxed; as text
-    "Write accuracy and form under each prompt, so that drift stands apart from skill."
-    out = []
-    for arm, d in e.all_rows.groupby("arm", sort=False):
-        row = {"arm": "student" if arm == "base" else arm, "seeds": d.seed.nunique()}
-        for prompt in e.cfg["prompts"]:
-            g = d[d.prompt == prompt]
-            row |= {f"{prompt}: correct": percent(g.right.mean()) if len(g) else ""}
-            if g.form.nunique() and e.cfg["prompts"][prompt].get("answer_from") != "result":
-                others = g[g.form != "boxed"].form.value_counts()
-                row |= {f"{prompt}: boxed": percent((g.form == "boxed").mean()),
-                        f"{prompt}: instead": ", ".join(f"{k} {v}" for k, v in others.items())}
-        out.append((list(e.arms).index(arm) if arm in e.arms else len(e.arms), row))
-    return pd.DataFrame([row for _, row in sorted(out, key=lambda x: x[0])]).fillna("")
 
 # %% ../nbs/06_ablation.ipynb #51f17e7c
 def endpoint_lines(

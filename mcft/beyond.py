@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'TABLES', 'KINDS', 'continuations', 'plot_continuations', 'sample_curves', 'plot_samples', 'stage_table',
-           'better', 'cost_table', 'stage_steps', 'best_after', 'edge_rates', 'by_prompt', 'page_names']
+           'better', 'cost_table', 'stage_steps', 'best_after', 'edge_rates', 'page_names']
 
 # %% ../nbs/10_beyond.ipynb #ec8dc67f
 import pandas as pd
@@ -12,7 +12,7 @@ from .compare import CONTRAST_FIELDS, difference, estimate, plot_contrasts
 from .core import resolve
 from .figures import look, style
 from .grid import best_lr, comparisons, models
-from .report import Evidence, Kinds, ReportConfig, interval, percent, run_report
+from .report import Evidence, Kinds, ReportConfig, form_lines, interval, percent, run_report
 
 # %% ../nbs/10_beyond.ipynb #31f3b7c6
 def continuations(
@@ -159,16 +159,6 @@ def edge_rates(
     tried = scores[scores.lr > 0].groupby("arm").lr.agg(["min", "max"])
     return [f"{a} {lr:g}" for a, lr in best_lr(scores).items() if a in tried.index and lr in tried.loc[a].values]
 
-def by_prompt(
-    e: Evidence, # rows of responses
-) -> pd.DataFrame: # arm, and what is correct and boxed under each prompt, as text; empty without prompts
-    "Write accuracy and form under each prompt, so that they can be told apart."
-    if "prompt" not in e.all_rows: return pd.DataFrame()
-    t = e.all_rows.groupby(["arm", "prompt"], observed=True)[["right", "boxed"]].mean().map(percent).unstack("prompt")
-    words = dict(right="correct", boxed="boxed")
-    said = {f"{p}: {words[k]}": t[k, p] for p in e.cfg["prompts"] for k in words if (k, p) in t}
-    return pd.DataFrame(said).reindex([a for a in e.arms if a in t.index]).rename_axis("arm").reset_index()
-
 def page_names(
     e: Evidence, # of this grid
 ) -> dict: # name -> value
@@ -184,7 +174,7 @@ def page_names(
     own = dict(steps=said, falls=falls, best=best_after(e), accuracy=accuracy, edges=edge_rates(e.cfg))
     return dict(own, lower=lower, better=lambda first, second: better(e, first, second), stages=stages,
                 n_planned=len(comparisons(e.cfg)["planned"]), has_samples=e.has("samples"),
-                costs=cost_table(e.collected("runs")), prompts=by_prompt(e))
+                costs=cost_table(e.collected("runs")), prompts=form_lines(e))
 
 # %% ../nbs/10_beyond.ipynb #09db1421
 FIGURES = dict(planned=lambda e: plot_contrasts(e.contrasts[e.contrasts.planned], e.arms, "Planned contrasts"),

@@ -521,7 +521,7 @@ def publish_checkpoint(
     if info is None:
         raise FileNotFoundError(f"{src} has no run.json: its training has not ended; start it again, it goes on")
     dst.mkdir(parents=True, exist_ok=True)
-    for f in [f for name in files if (f := src/name).is_file()]:
+    for f in filter(Path.is_file, (src/name for name in files)):
         if half and f.suffix == ".safetensors": _write_half(f, dst/f.name)
         else: shutil.copyfile(f, dst/f.name)
     return info

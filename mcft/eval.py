@@ -493,7 +493,7 @@ def table_cells(
                                                                        for c in [*printed,
                                                                                  *rebuilt] if c["model"] == model]
     if pooled is None: return cells
-    second = ~pooled.method.isin(("sft", "cft")) & (pooled.model != "R1") # Table 2 has base and MCFT
+    second = (pooled.model == "base") | (pooled.method == "mcft") # Table 2 has base and MCFT
     rows = pooled[(pooled.benchmark != "all") & ((table == "1") | second)]
     return cells + rows[TABLE_FIELDS].to_dict("records")
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLLECTED', 'READINGS', 'LACKING', 'verdicts_of', 'run_table', 'probe_frame', 'probes_of', 'collect_rows', 'Evidence',
-           'percent', 'signed', 'interval', 'markdown', 'contrast_lines', 'say', 'benchmark_lines', 'fill',
-           'ReportConfig', 'Kinds', 'run_report']
+           'percent', 'signed', 'interval', 'markdown', 'contrast_lines', 'say', 'benchmark_lines', 'form_lines',
+           'fill', 'ReportConfig', 'Kinds', 'run_report']
 
 # %% ../nbs/lib/23_report.ipynb #23962267
 from dataclasses import asdict, dataclass
@@ -65,10 +65,11 @@ def _trained_on(info: dict) -> dict: # what a run's `run.json` counts
                 machine=info.get("versions", {}).get("cpu") or info.get("versions", {}).get("machine"))
     return dict(lr=info["params"]["lr"], **{k: info.get(v) for k, v in counted.items()}, **parts, **made)
 
+_READ = "eval_seconds", "probe_seconds" # columns of the jobs that read a model
+
 def _read_in(cfg: dict) -> dict: # (arm, seed) -> seconds of the evaluations, and of the probe, of its model at the end
     out = {}
-    jobs = [*(("eval_seconds", m.score, m) for m in models(cfg)),
-            *(("probe_seconds", name, m) for name, m in probed(cfg).items())]
+    jobs = [*((_READ[0], m.score, m) for m in models(cfg)), *((_READ[1], name, m) for name, m in probed(cfg).items())]
     for column, name, m in jobs:
         info = None if m.step else run_info(f"{cfg['run_dir']}/{name}")
         if not info: continue
@@ -81,7 +82,8 @@ def run_table(
     partial: bool = False, # leave out what has not ended yet
 ) -> pd.DataFrame: # arm, seed and the columns that the config's report names
     "Describe each training run of a grid."
-    out, plans, read = [], plan_keys(cfg), _read_in(cfg)
+    columns = ["arm", "seed", *cfg["report"].get("columns", ["lr", "updates", "seconds"])]
+    out, plans, read = [], plan_keys(cfg), _read_in(cfg) if {*_READ} & {*columns} else {}
     for m in models(cfg):
         if m.prompt != next(iter(cfg["prompts"]), ""): continue # once for all of its evaluations
         info = training_info(f"{cfg['run_dir']}/{m.job}") if m.job and not m.step else None
@@ -90,7 +92,6 @@ def run_table(
             raise FileNotFoundError(f"no finished run in {cfg['run_dir']}/{m.job}: go on with the grid, or set partial")
         out.append(dict(arm=m.arm.name, seed=m.seed, stage=m.arm.stage, plan=plans[m.arm.name, m.seed],
                         **_trained_on(info), **_drawn(cfg, m), **read.get((m.arm.name, m.seed), {})))
-    columns = ["arm", "seed", *cfg["report"].get("columns", ["lr", "updates", "seconds"])]
     whole = {c: "Int64" for c in ("pairs", "samples") if c in columns}
     return pd.DataFrame(out).reindex(columns=columns).round(5).astype(whole)
 
@@ -324,6 +325,23 @@ def benchmark_lines(
     t = t[["all", *(c for c in t if c != "all")]].assign(**{"over seeds alone": pd.Series(spans, whole.index),
                                                             "seen": (100*whole.mdd).map("{:.1f}".format)})
     return t.loc[[c for c in names if c in t.index]].reset_index()
+
+def form_lines(
+    e: Evidence, # rows under every prompt
+) -> pd.DataFrame: # arm, seeds, and for each prompt accuracy and fraction boxed; as text
+    "Write accuracy and form under each prompt, so that drift stands apart from skill."
+    out = []
+    for arm, d in e.all_rows.groupby("arm", sort=False):
+        row = {"arm": "student" if arm == "base" else arm, "seeds": d.seed.nunique()}
+        for prompt in e.cfg["prompts"]:
+            g = d[d.prompt == prompt]
+            row |= {f"{prompt}: correct": percent(g.right.mean()) if len(g) else ""}
+            if g.form.nunique() and e.cfg["prompts"][prompt].get("answer_from") != "result":
+                others = g[g.form != "boxed"].form.value_counts()
+                row |= {f"{prompt}: boxed": percent((g.form == "boxed").mean()),
+                        f"{prompt}: instead": ", ".join(f"{k} {v}" for k, v in others.items())}
+        out.append((list(e.arms).index(arm) if arm in e.arms else len(e.arms), row))
+    return pd.DataFrame([row for _, row in sorted(out, key=lambda x: x[0])]).fillna("")
 
 def _of_rows(e: Evidence) -> dict: # names that speak of arms and contrasts
     own = dict(arm=lambda name: e.accuracy.loc[name], arms=e.accuracy, known=e.accuracy.index.__contains__)
