@@ -153,8 +153,9 @@ def best_after(
 
 def edge_rates(
     cfg: dict, # from `mcft.grid.read_grid`
-) -> list: # searched arms with the rate, as text
+) -> list: # searched arms with the rate, as text; empty without a search
     "List the rates that are the smallest or the largest tried, so that a better one may lie outside."
+    if not cfg["lr_rows"]: return []
     scores = pd.read_csv(resolve(cfg["lr_rows"]))
     tried = scores[scores.lr > 0].groupby("arm").lr.agg(["min", "max"])
     return [f"{a} {lr:g}" for a, lr in best_lr(scores).items() if a in tried.index and lr in tried.loc[a].values]

@@ -254,14 +254,14 @@ def test_dpo_and_grpo_on_this_world(tmp_path):
                                str(config)], cwd=ROOT, capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stderr
-    snakemake(f'{run}/04_train/cft-s0/run.json')
+    snakemake(*(f'{run}/04_train/cft-s{seed}/run.json' for seed in (0, 1)))
     # a random model has nothing right, so nothing to prefer
-    drawn_by_hand(run/'rollouts'/'cft-s0', 'critique', symbolic_words('critique')[:4], 8)
-    assert '1 trainings by preferences' in snakemake()
+    for seed in (0, 1): drawn_by_hand(run/'rollouts'/f'cft-s{seed}', 'critique', symbolic_words('critique')[:4], 8)
+    assert '2 trainings by preferences' in snakemake()
     page = (run/'10_beyond'/'found_school_beyond.md').read_text()
     assert '`cft` from' in page and 'cft, then GRPO − cft, then DPO' in page and 'has not ended' not in page
     runs = pd.read_csv(run/'results'/'school_beyond_runs.csv').set_index('stage')
-    assert runs.pairs['dpo'] == 4 and runs.samples['grpo'] == 16
+    assert runs.pairs['dpo'].eq(4).all() and runs.samples['grpo'].eq(16).all()
     for stage in ('04_train', 'dpo', 'grpo'): assert not list(run.glob(f'{stage}/*/model.safetensors'))
     kept, grid = config.with_name('kept.yaml'), yaml.safe_load(config.read_text())
     kept.write_text(yaml.safe_dump({**grid, 'report': {**grid['report'], 'keep': str(run/'results')}}))
