@@ -770,11 +770,13 @@ def drop_weights(
     "Delete the weights of trained models that nothing waits for, if the config says so."
     if not cfg["drop_weights"]: return []
     R, have, gone = cfg["run_dir"], has_rows(cfg), []
+    def has_ended(job): # a later stage that ended may have no weights itself any more
+        return all(resolve(f).exists() or resolve(f).with_name(TRAINED).exists() for f in job.makes)
     trained = {m.job for what in ("grid", "lr", "pilot") for m in models(cfg, what) if m.job}
     for job in sorted(trained):
         folder, done = resolve(f"{R}/{job}"), f"{R}/{job}/run.json"
         readers = [j for j in todo.values() if done in j.needs and j.name not in have]
-        if not run_info(folder) or not all(resolve(f).exists() for j in readers for f in j.makes): continue
+        if not run_info(folder) or not all(map(has_ended, readers)): continue
         (folder/"run.json").replace(folder/TRAINED)
         for file in folder.glob("*.safetensors"): file.unlink()
         gone.append(job)

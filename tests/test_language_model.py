@@ -15,7 +15,7 @@ from mcft.ablation import KINDS
 from mcft.compare import difference, load_rows, save_rows
 from mcft.core import write_rows
 from mcft.format import solution_text
-from mcft.grid import arms_of, check_kept, has_rows, jobs, models, plan_keys, read_grid
+from mcft.grid import arms_of, check_kept, drop_weights, has_rows, jobs, models, plan_keys, read_grid
 from mcft.report import ReportConfig, collect_rows, run_report
 from mcft.school import write_world
 from mcft.stats import crossed, crossed_mdd
@@ -237,6 +237,19 @@ def test_later_stages_start_from_the_models_of_the_grid(grid):
     per_run = grpo['n_steps']*grpo['prompts_per_step']*grpo['num_generations']
     assert per_run == draws['n_questions']*draws['n_samples']
     assert {later[k]['problems'] for k in ('rollouts', 'dpo', 'grpo')} == {grid['data']['problems']}
+
+
+def test_a_start_goes_although_the_stages_behind_it_have_gone(tmp_path):
+    "A later stage is over when its own weights have been dropped, so no weights stay."
+    later = {**read_grid('configs/school_beyond.yaml'), 'run_dir': str(tmp_path), 'report': {}}
+    todo, gone = jobs(later), []
+    for name in todo:
+        (tmp_path/name).mkdir(parents=True)
+        (tmp_path/name/'run.json').write_text('{"seconds": 1}')
+        gone += drop_weights(later, todo)
+    stages = ('04_train', 'dpo', 'grpo')
+    assert [name for name in todo if name.startswith(stages) and name not in gone] == []
+    assert {name.split('/')[0] for name in gone} >= {*stages}
 
 
 @needs_student
