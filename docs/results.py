@@ -202,7 +202,8 @@ SECTIONS = dict(  # file name without suffix -> title, how to read it; also the 
     engines=(
         'Engines of generation',
         'Rows in float32 that are equal to those of transformers in text, length and reason, or, with a seed, to those '
-        'drawn before; `ratio` is tokens a second over those of transformers in the same run.',
+        'drawn before. `ratio` is tokens a second over those of transformers, on a thread each: the median of rounds '
+        'in which the engines take turns, with the lowest and the highest.',
     ),
     rehearsal=(
         "The paper's run, rehearsed",

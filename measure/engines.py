@@ -2,12 +2,15 @@
 `python -m measure.engines`, in the environment that `make venv-vllm` makes. Greedy, float32, on the CPU.
 
 A row of data/results/engines.csv is a check of an engine: its version, the checkpoint, how many of n rows are equal in
-text, length and reason, and for the first check its tokens a second over those of transformers in the same run."""
+text, length and reason. For the first check, `ratio` is its tokens a second over those of transformers. All engines are
+loaded and take turns, so that whatever else the machine does meets each of them: the median of some rounds, with the
+lowest and the highest."""
 
 import argparse, json, os, shutil, socket, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 
 from mcft.core import resolve
 from mcft.generate import NEUTRAL, BackendConfig, Prompt, Sampling, hidden_tags, load_tokenizer, make_backend
@@ -16,6 +19,8 @@ from measure.rows import RESULTS, write
 COMPARED = ('index', 'sample', 'text', 'n_tok', 'n_prompt_tok', 'finish_reason')
 QUESTIONS = [f'Start with {7 * k + 3}. Add {k + 5}. Multiply by {k % 4 + 2}. What is the result?' for k in range(64)]
 ENGINE = dict(max_model_len=1024, enforce_eager=True)
+HERE = 'transformers'
+NO_RATIO = dict.fromkeys(('ratio', 'low', 'high', 'rounds'), '')
 
 
 def engine_version() -> str:
@@ -35,8 +40,7 @@ def rows_of(backend, prompts, sampling, batch_size=64) -> list[dict]:
 
 
 def timed(backend, prompts, sampling) -> tuple[list[dict], float]:
-    "Rows, and tokens a second; a short call before it loads and compiles what is needed."
-    rows_of(backend, prompts[:2], Sampling(max_new_tokens=2))
+    "Rows, and tokens a second."
     started = time.perf_counter()
     rows = rows_of(backend, prompts, sampling)
     return rows, sum(r['n_tok'] for r in rows) / (time.perf_counter() - started)
@@ -122,18 +126,29 @@ def checks(backend, here, n: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def speeds(model: Path, n: int, max_new_tokens: int) -> list[dict]:
+def speeds(model: Path, n: int, max_new_tokens: int, rounds: int) -> list[dict]:
     "Greedy rows and tokens a second of each engine, for one checkpoint."
     prompts, sampling = [Prompt(q) for q in QUESTIONS[:n]], Sampling(max_new_tokens=max_new_tokens)
-    made = {'transformers': timed(make_backend(BackendConfig(str(model), dtype='float32')), prompts, sampling)}
-    made['vllm, in process'] = timed(in_process(model), prompts, sampling)
     with vllm_server(model) as url:
-        made['vllm, server'] = timed(make_backend(served(model, url)), prompts, sampling)
-    expected, base = made['transformers']
-    return [
-        dict(engine=engine, check='greedy', equal=equal_rows(rows, expected), n=n, ratio=round(speed / base, 2))
-        for engine, (rows, speed) in made.items()
-    ]
+        engines = {
+            HERE: make_backend(BackendConfig(str(model), dtype='float32')),
+            'vllm, in process': in_process(model),
+            'vllm, server': make_backend(served(model, url)),
+        }
+        for backend in engines.values():  # loads and compiles what is needed
+            rows_of(backend, prompts[:2], Sampling(max_new_tokens=2))
+        made = [{name: timed(b, prompts, sampling) for name, b in engines.items()} for _ in range(rounds)]
+    return [greedy_row(name, made) for name in engines]
+
+
+def greedy_row(name: str, made: list[dict]) -> dict:
+    "Row of an engine: rows that are equal in each round, and its speed over that of transformers."
+    expected = made[0][HERE][0]
+    equal = min(equal_rows(r[name][0], expected) for r in made)
+    ratios = sorted(r[name][1] / r[HERE][1] for r in made)
+    low, ratio, high = (round(x, 2) for x in (ratios[0], median(ratios), ratios[-1]))
+    told = dict(engine=name, check='greedy', equal=equal, n=len(expected))
+    return told | dict(ratio=ratio, low=low, high=high, rounds=len(made))
 
 
 def settings(model: Path, n: int) -> list[dict]:
@@ -145,7 +160,7 @@ def settings(model: Path, n: int) -> list[dict]:
         with vllm_server(model) as url:
             made['vllm, server'] = checks(make_backend(served(model, url)), here, n)
     return [
-        dict(engine=engine, check=check, equal=equal, n=of, ratio='')
+        dict(engine=engine, check=check, equal=equal, n=of, **NO_RATIO)
         for engine, found in made.items()
         for check, (equal, of) in found.items()
     ]
@@ -160,11 +175,11 @@ def checkpoint(name: str) -> Path:
     return Path(student_base())
 
 
-def compare(name: str, n: int = 64, max_new_tokens: int = 100, further: bool = True) -> list[dict]:
+def compare(name: str, n: int, max_new_tokens: int, rounds: int, further: bool) -> list[dict]:
     "Rows of engines.csv for one checkpoint; `further`: with the settings besides greedy decoding."
     model = checkpoint(name)
-    versions = {'transformers': f'transformers {version("transformers")}'}
-    rows = speeds(model, n, max_new_tokens) + (settings(model, min(n, 8)) if further else [])
+    versions = {HERE: f'transformers {version("transformers")}'}
+    rows = speeds(model, n, max_new_tokens, rounds) + (settings(model, min(n, 8)) if further else [])
     shown = 'SmolLM2-135M' if name == 'student' else model.name
     return [dict(r, version=versions.get(r['engine'], engine_version()), model=shown) for r in rows]
 
@@ -172,14 +187,15 @@ def compare(name: str, n: int = 64, max_new_tokens: int = 100, further: bool = T
 def main(argv=None):
     "Compare the engines and write the rows."
     p = argparse.ArgumentParser(prog='python -m measure.engines', description=__doc__.splitlines()[0])
-    p.add_argument('models', nargs='*', default=['data/pocket/base'], help='folders; student: SmolLM2-135M')
-    p.add_argument('-n', type=int, default=64, help='prompts')
+    p.add_argument('models', nargs='*', default=['data/pocket/base', 'student'], help='folders; student: SmolLM2-135M')
+    p.add_argument('-n', type=int, default=32, help='prompts')
     p.add_argument('--tokens', type=int, default=100, help='new tokens at most')
+    p.add_argument('--rounds', type=int, default=3, help='turns of each engine')
     p.add_argument('--out', type=Path, default=RESULTS, help='folder of the csv file')
     a = p.parse_args(argv)
-    os.environ.setdefault('VLLM_CPU_KVCACHE_SPACE', '1')
-    os.environ.setdefault('VLLM_ENABLE_V1_MULTIPROCESSING', '0')
-    rows = [r for k, model in enumerate(a.models) for r in compare(model, a.n, a.tokens, further=k == 0)]
+    alike = dict(OMP_NUM_THREADS='1', VLLM_CPU_OMP_THREADS_BIND='nobind')  # a thread for each engine
+    os.environ |= alike | dict(VLLM_CPU_KVCACHE_SPACE='1', VLLM_ENABLE_V1_MULTIPROCESSING='0')
+    rows = [r for k, model in enumerate(a.models) for r in compare(model, a.n, a.tokens, a.rounds, further=k == 0)]
     for r in rows: print(r, flush=True)
     write('engines', rows, a.out)
 

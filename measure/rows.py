@@ -7,7 +7,7 @@ RESULTS = ROOT/'data'/'results'
 FIELDS = dict(benchmarks='name peer ratio spread n bound device'.split(),
               faults='name tried lost duplicated hung seconds'.split(),
               gpu='name value unit bound device config'.split(),
-              engines='engine version model check equal n ratio'.split(),
+              engines='engine version model check equal n ratio low high rounds'.split(),
               where_run='part version machine date test'.split(), teacher_counts='run count value'.split(),
               rehearsal='name value unit device optimizer'.split(),
               rehearsal_tables='table model benchmark n correct accuracy low high'.split(),
