@@ -18,9 +18,10 @@ def lines(key):
 
 def extras():
     """An extra for each `X_requirements`; `dev` holds its own and all others but gpu and slurm, which not every
-    machine can use."""
+    machine can use; `gpu` holds those of train, for what it brings asks for less narrow versions of them."""
     found = {k.removesuffix('_requirements'): lines(k) for k in cfg if k.endswith('_requirements')}
-    return {**found, 'dev': [r for k in found if k not in ('gpu', 'slurm') for r in found[k]]}
+    dev = [r for k in found if k not in ('gpu', 'slurm') for r in found[k]]
+    return {**found, 'dev': dev, 'gpu': found['train'] + found['gpu']}
 
 
 class WithFiles(build_py):

@@ -52,7 +52,8 @@ def full_revision(
     from huggingface_hub import HfApi
     found = [c.commit_id for c in HfApi().list_repo_commits(name, repo_type="dataset")
              if c.commit_id.startswith(revision)]
-    if len(found) != 1: raise ValueError(f"{len(found)} commits of {name} begin with {revision}: give all 40 digits")
+    if not found: raise ValueError(f"no commit of {name} begins with {revision}: its page on the hub lists them")
+    if len(found) > 1: raise ValueError(f"{len(found)} commits of {name} begin with {revision}: give all 40 digits")
     return found[0]
 
 # %% ../nbs/01_data.ipynb #2e7c51a0

@@ -527,9 +527,9 @@ class VllmBackend:
     def __init__(self, cfg: BackendConfig):
         try: from vllm import LLM
         except ImportError as e:
-            raise ImportError("back end 'vllm' needs the package vllm, which is not installed here: `pip install vllm` "
-                              "on a machine with a GPU, or use "
-                              "the back end 'transformers' or 'openai'") from e
+            raise ImportError("back end 'vllm' needs the package vllm, which is not installed here: "
+                              "`pip install -e '.[gpu]'` on a machine with a GPU, or use the back end "
+                              "'transformers' or 'openai'") from e
         self.tok = load_tokenizer(cfg.model, cfg.revision)
         self.who = dict(backend="vllm", model=cfg.model, revision=weights_revision(cfg.model, cfg.revision))
         model = loadable(cfg.model)

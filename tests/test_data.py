@@ -205,7 +205,7 @@ def test_limo_from_a_hub_by_commit_over_http(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:] + '\n'.join(Hub.asked)
     said = done.stdout.splitlines()
     assert said[0] == f'5 GAIR/LIMO@b60f44600000 limo-0000 {limo_rows(3)[2]["answer"]}'
-    assert said[1].startswith('0 commits of GAIR/LIMO begin with abcdef0')
+    assert said[1].startswith('no commit of GAIR/LIMO begins with abcdef0')
     assert any(p.endswith(f'/resolve/{Hub.commits[0]}/limo.jsonl') for p in Hub.asked) and not any('/resolve/main' in p
                                                                                                    for p in Hub.asked)
 

