@@ -19,8 +19,8 @@ from .costs import DEVICES, activation_bytes, read_shape, state_bytes
 from .critique import TeacherConfig, make_teacher
 from .data import questions_of
 from .devices import use_cpu
-from .endpoint import read_key, redact
-from .eval import PUBLIC, load_problems
+from .endpoint import read_key
+from .eval import load_problems, pick_problems
 from .generate import BackendConfig
 from .grid import Job, jobs, read_grid
 from .models import chat_prompt, check_room, check_system, check_template, load_tokenizer, loadable
@@ -128,16 +128,16 @@ def check_vllm(place: Place):  # where it would run
 @_once
 def check_listening(
     base_url: str, # of a server
-    key: str = "", # sent along; it stands in no error
+    key: str|None = "", # sent along; it stands in no error; None = not known yet
 ):
     "Raise `ConnectionError` unless a server answers there, `PermissionError` if it refuses the key."
     import requests
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try: status = requests.get(f"{base_url.rstrip('/')}/models", headers=headers, timeout=10).status_code
     except requests.RequestException as e:
-        raise ConnectionError(f"no answer from {base_url} ({redact(type(e).__name__, key)}): is the server running, "
+        raise ConnectionError(f"no answer from {base_url} ({type(e).__name__}): is the server running, "
                               "and is its address right?") from None
-    if status in (401, 403): raise PermissionError(f"{base_url} refuses the key (status {status})")
+    if status in (401, 403) and key is not None: raise PermissionError(f"{base_url} refuses the key (status {status})")
 
 def _backend(where: str, b: BackendConfig, place: Place) -> Iterable[Finding]:
     if b.name == "vllm": yield from tried(where, lambda: check_vllm(place))
@@ -180,15 +180,18 @@ def _sampling(job: Job, p, place: Place, cfg: dict) -> Iterable[Finding]: # jobs
 
 def _evaluation(job: Job, p, place: Place, cfg: dict) -> Iterable[Finding]: # jobs of 05_eval
     b, got = BackendConfig(p.model_dir, p.backend, **p.backend_options), []
-    if p.problems == PUBLIC: yield from tried("05_eval", lambda: got.extend(_benchmarks(p.benchmarks)))
+    if not _made_here(cfg, p.problems): yield from tried("05_eval", lambda: got.extend(_asked(p)))
     yield from _backend("05_eval", b, place)
     if _made_here(cfg, p.model_dir): return
     asked = [f"{r['question']}\n\n{p.instruction}" for r in got]
     yield from _answers(job.name, p.model_dir, b, asked, p.max_new_tokens, p.system_prompt)
 
 @_once
-def _benchmarks(names: tuple) -> list: # fetched
-    return load_problems(PUBLIC, names)
+def _problems(problems: str, benchmarks: tuple) -> list: # read, or fetched
+    return load_problems(problems, benchmarks)
+
+def _asked(p) -> list: # problems of an evaluation
+    return pick_problems(_problems(p.problems, p.benchmarks), p.benchmarks, p.n_problems, p.skip_problems)
 
 def _made_here(cfg: dict, path: str) -> bool: # a job that is still to run writes it; its folder may hold a part
     within = path.removeprefix(f"{cfg['run_dir']}/")
@@ -251,7 +254,8 @@ def _teaching(job: Job, made: tuple, place: Place, cfg: dict) -> Iterable[Findin
     teacher = make_teacher(TeacherConfig(**{k: getattr(who, k) for k in who.__dataclass_fields__}, limits=limits,
                                          guess=guess))[0]
     found = tried(job.name, teacher.endpoint.key)
-    yield from found or tried(job.name, lambda: check_listening(who.base_url, teacher.endpoint.key()))
+    yield from found
+    yield from tried(job.name, lambda: check_listening(who.base_url, None if found else teacher.endpoint.key()))
     if teacher.price.free: return
     n = cfg["data"].get("n_questions", 120)*cfg["data"].get("n_samples", 3)
     if not n: return
@@ -299,7 +303,7 @@ def preflight(
     cluster: bool = False, # jobs are sent to a cluster
 ) -> list[Finding]: # what stops first, then notes
     "Check what the jobs of a config that are not done yet will need."
-    for f in (facts_of, check_listening, _benchmarks): f.cache_clear() # what was missing may be there now
+    for f in (facts_of, check_listening, _problems): f.cache_clear() # what was missing may be there now
     place, trainings, found = find_place(cfg, cluster), [], []
     todo = [j for j in jobs(cfg, file).values() if not run_info(f"{cfg['run_dir']}/{j.name}")]
     cfg = cfg | dict(todo=[j.name for j in todo])

@@ -361,7 +361,7 @@ def read_table(
     "Read the rows of a file by its ending; errors name the file and the line."
     path, ending = resolve(path), table_ending(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no {what} at {path}: pass a file that ends in {', '.join(ENDINGS)}")
+        raise FileNotFoundError(f"no {what} at {path}: name a file that is there, ending in {', '.join(ENDINGS)}")
     if ending not in ENDINGS:
         raise ValueError(f"{path} ends in {path.suffix!r}: {', '.join(ENDINGS)} can be read, text files also with .gz")
     if ending == ".parquet": rows = read_parquet(path)

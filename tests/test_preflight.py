@@ -25,6 +25,7 @@ def test_a_fault_of_a_later_stage_starts_no_job(tmp_path):
     command += ['--config', f'run_dir={tmp_path / "run"}']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode != 0 and 'NO_SUCH_KEY is not set' in done.stderr, done.stderr[-3000:]
+    assert 'no answer from http://127.0.0.1:9/v1' in done.stderr, 'a missing key hides no missing server'
     assert not list(tmp_path.glob('run/**/run.json')) and not (tmp_path / 'run/01_data').exists()
 
 
@@ -35,6 +36,12 @@ def test_the_command_ends_with_1_where_something_is_missing(tmp_path, capsys):
     assert main([str(tmp_path / 'long.yaml')]) == 1
     said = capsys.readouterr().out
     assert 'max_length=4096' in said and 'positions: lower it' in said
+
+
+def test_a_file_of_problems_that_is_not_there_is_told_before_any_job(tmp_path):
+    cfg = read_grid('configs/smoke.yaml') | dict(run_dir=str(tmp_path / 'run'))
+    cfg['eval'] = cfg['eval'] | dict(problems=str(tmp_path / 'none.jsonl'))
+    assert [f.where for f in preflight(cfg, 'configs/smoke.yaml') if 'no problems at' in f.what] == ['05_eval']
 
 
 @pytest.mark.parametrize('reply_tokens', [1, 500, 5000])
