@@ -6,8 +6,8 @@ import pytest
 
 from mcft.ablation import KINDS
 from mcft.core import read_rows, write_rows
-from mcft.endpoints import endpoints_of, factorial_of
-from mcft.grid import load_yaml, models, probe_name, read_grid
+from mcft.endpoints import by_run, cell_of, endpoints_of, factorial_of, plain_rates, probe_means
+from mcft.grid import Arm, load_yaml, models, probe_name, read_grid
 from mcft.report import ReportConfig, run_report
 
 N = 4  # problems of each benchmark
@@ -106,3 +106,26 @@ def test_a_run_that_has_not_ended_is_left_out_or_named(grid):
     there = endpoints_of(cfg, partial=True).query("arm == 'cft, 1e-4' and endpoint == 'right'")
     assert set(there.seed) == {0}
     with pytest.raises(FileNotFoundError, match='no finished evaluation in .*cft-1e-4-s1'): endpoints_of(cfg)
+
+
+@pytest.mark.parametrize('params, masking, usual, says', [
+    (dict(method='cft', lr=1e-4, loss_over='target'), {}, {},
+     dict(mask_rate=0., lr=1e-4, loss_over='either', content='own', mix_question_only=0.)),
+    (dict(method='mcft', mask_rate=.5), {}, dict(lr=3e-5), dict(mask_rate=.5, lr=3e-5, loss_over='trained')),
+    (dict(method='cft'), dict(control='verdict'), {}, dict(content='verdict')),
+    (dict(method='sft'), {}, {}, None),
+    (dict(method='mcft', mask_target='reasoning'), {}, {}, None)])
+def test_where_an_arm_stands_in_a_factorial(params, masking, usual, says):
+    cell = cell_of(Arm('a', params=params, masking=masking), usual)
+    assert cell is None if says is None else cell.items() >= says.items()
+
+
+def test_a_slope_has_the_arms_without_question_only_rows():
+    plain, mixed = dict(method='cft'), dict(method='mcft', mask_rate=.2, mix_question_only=.3)
+    assert plain_rates(dict(a=Arm('a', params=plain), b=Arm('b', params=mixed))) == {0.: 'a'}
+
+
+def test_probes_are_averaged_over_tokens():
+    probes = pd.DataFrame([dict(arm=a, seed=0, measure=m, set='x', id=i, value=2., n=n) for a in ('base', 'cft')
+                           for m, n in (('chain_nats', 8), ('verdict', 1)) for i in 'pq'])
+    assert by_run(probe_means(probes)).chain_nats.tolist() == [.25, .25]

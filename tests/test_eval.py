@@ -2,11 +2,12 @@
 them."""
 import json, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from mcft.core import read_rows, write_rows
-from mcft.eval import EvalConfig, collect, compare_runs, evaluate, load_problems, pick_problems
+from mcft.core import read_arm, read_rows, write_rows
+from mcft.eval import EvalConfig, _key_parts, collect, compare_runs, evaluate, load_problems, pick_problems
 from measure.faults_eval import measure
 
 N, BATCH = 48, 4
@@ -133,8 +134,6 @@ def test_a_server_that_dies_is_replaced_by_one_at_another_address(world):
                                         for b in paired.benchmark] and (paired.p_holm >= paired.p).all()
 
 
-
-
 def test_problems_are_picked_by_benchmark_and_number():
     def toy(split, i):
         return dict(id=f"{split}-{i}", source="toy", split=split, question=f"{i} + 3 = ?", answer=str(i+3),
@@ -153,3 +152,116 @@ def test_problems_are_picked_by_benchmark_and_number():
         load_problems("benchmarks", ("gsm8k",))
     with pytest.raises(ValueError, match="`symbolic`, which counts, and any of strict"):
         EvalConfig("m", "p", "o", graders=("strict",))
+
+
+class Toy:
+    "A back end that adds: the third sum is wrong, the fifth answer has no box; with `closed` nothing may be asked."
+    tok = None
+
+    def __init__(self, closed=False): self.closed = closed
+
+    def info(self): return dict(backend="toy", model="toy", revision="")
+
+    def answer(self, prompt, i):
+        k = int(prompt.user.split()[0])
+        text = "<critique> hm" if k == 4 else rf"{k} + 3 = {k + 3}</think>\boxed{{{k + 3 + (k == 2)}}}"
+        return dict(index=i, sample=0, text=text, n_tok=9, n_prompt_tok=5, prompt_hash="0", finish_reason="stop")
+
+    def generate(self, prompts, sampling, batch_size, skip, desc="", done=None):
+        if self.closed: raise AssertionError("asked again")
+        yield [self.answer(p, i) for i, p in enumerate(prompts) if not skip(i)]
+
+
+class Bench:
+    "A folder with toy problems, checkpoints that are made when asked for, and evaluations by a toy back end."
+    def __init__(self, folder):
+        self.folder, self.problems = folder, str(folder/"problems.jsonl")
+        write_rows(self.problems, [dict(id=f"{s}-{i}", source="toy", split=s, question=f"{i} + 3 = ?", answer=str(i+3),
+                                        family="sum", level=1) for s in ("easy", "hard", "dev_easy") for i in range(5)])
+
+    def checkpoint(self, name, **params):
+        folder = self.folder/name
+        if not folder.exists():
+            folder.mkdir()
+            (folder/"model.safetensors").write_bytes(name.encode())
+            (folder/"run.json").write_text(json.dumps(dict(params=params)))
+        return str(folder)
+
+    def config(self, out, **how):
+        model = self.checkpoint("mcft-0", method="mcft", mask_rate=0.2, mix_question_only=0.0, lr=1e-4, seed=0)
+        return EvalConfig(**dict(dict(model_dir=model, problems=self.problems, out_dir=str(self.folder/out)), **how))
+
+    def evaluate(self, out, closed=False, **how): return evaluate(self.config(out, **how), Toy(closed))
+
+
+@pytest.fixture
+def bench(tmp_path): return Bench(tmp_path)
+
+
+def test_a_finished_evaluation_has_its_rows_and_its_arm(bench):
+    info = bench.evaluate("eval")
+    assert info["params"]["arm"]["mask_rate"] == 0.2 and info["scores"]["easy"]["correct"] == 3
+    assert len(read_rows(bench.folder/"eval"/"verdicts.jsonl", "verdicts")) == 10
+    assert "opening" not in info["params"], "what is not asked for leaves the keys of earlier runs as they were"
+
+
+def test_a_model_from_elsewhere_has_its_name_for_a_method(bench):
+    elsewhere = bench.folder/"elsewhere"
+    elsewhere.mkdir()
+    (elsewhere/"model-00001-of-00002.safetensors").write_bytes(b"a")
+    foreign = (elsewhere, "vllm"), ("org/model-1b", "transformers"), ("served", "openai")
+    assert [read_arm(*f)["method"] for f in foreign] == ["elsewhere", "model-1b", "served"]
+    with pytest.raises(FileNotFoundError, match="not a complete checkpoint"): read_arm("runs/mistyped")
+
+
+def test_a_servers_address_is_not_in_the_key(bench):
+    def at(port): return dict(backend="openai", model_dir="served",
+                              backend_options=dict(base_url=f"http://127.0.0.1:{port}/v1"))
+    bench.evaluate("eval", **at(8000))
+    assert bench.evaluate("eval", closed=True, **at(8001))["params"]["arm"]["method"] == "served"
+
+
+def test_every_file_of_a_model_is_in_the_key(bench):
+    cfg = bench.config("eval")
+    before = _key_parts(cfg)[1]
+    (bench.folder/"mcft-0"/"generation_config.json").write_text("{}")
+    assert {Path(f).name for f in set(_key_parts(cfg)[1]) - set(before)} == {"generation_config.json"}
+
+
+def test_responses_are_graded_again_without_asking_again(bench):
+    full = bench.evaluate("eval")
+    bench.evaluate("eval", closed=True, graders=("symbolic",))
+    assert bench.evaluate("eval", closed=True)["scores"] == full["scores"]
+    by_result = bench.evaluate("eval", closed=True, answer_from="result")["scores"]["easy"]
+    assert (by_result["correct"], by_result["boxed"]) == (4, 0.8), "the third chain is correct, its box is not"
+
+
+@pytest.mark.parametrize("how, says", [(dict(opening="<think>"), "asked again"),
+                                       (dict(graders=("symbolic",), resume="same"), "other parameters or inputs"),
+                                       (dict(problems="none.jsonl"), "missing input")])
+def test_what_an_evaluation_refuses(bench, how, says):
+    bench.evaluate("eval")
+    with pytest.raises((AssertionError, ValueError, FileNotFoundError), match=says):
+        bench.evaluate("eval", closed=True, **how)
+
+
+def test_an_evaluation_never_overwrites_a_checkpoint(bench):
+    with pytest.raises(ValueError, match="must not replace: choose another out_dir"):
+        bench.evaluate(bench.checkpoint("cft-0", method="cft"))
+    assert (bench.folder/"cft-0"/"model.safetensors").exists()
+
+
+@pytest.mark.parametrize("other, says", [(dict(benchmarks=("dev_easy",)), "no benchmark in common"),
+                                         (None, "no finished evaluation in")])
+def test_runs_that_cannot_be_compared_are_named(bench, other, says):
+    bench.evaluate("first")
+    if other: bench.evaluate("second", **other)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        compare_runs(bench.folder/"first", bench.folder/"second")
+
+
+def test_five_problems_show_no_difference(bench):
+    bench.evaluate("first")
+    bench.evaluate("second", seed=1)
+    paired = compare_runs(bench.folder/"first", bench.folder/"second")
+    assert paired.only_first.tolist() == [0, 0] and paired.mdd.isna().all()

@@ -130,6 +130,17 @@ print(sum(c.cpu_times().user > 5 for c in psutil.Process().children()))""")
     p.stdout.close()
 
 
+@pytest.mark.parametrize("args, options, says", [
+    ((["a"], ["1"]), dict(graders=("exact",)), "unknown grader 'exact': one of strict, symbolic, full_text, raw"),
+    ((["a", "b"], ["1"]), {}, "2 responses but 1 golds"),
+    (([None], ["1"]), {}, "response 0 is None"),
+    ((["a"], [" "]), {}, "gold 0 is empty"),
+    ((["a"], ["1"]), dict(timeout=0), "timeout is 0"),
+    ((["a"], ["1"]), dict(workers=-1), "workers is -1")])
+def test_bad_input_is_named(args, options, says):
+    with pytest.raises((TypeError, ValueError), match=says): grade(*args, **options)
+
+
 def test_a_worker_that_takes_nothing_does_not_block_the_caller():
     w = grading.Worker()
     os.kill(w.proc.pid, signal.SIGSTOP)

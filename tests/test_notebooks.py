@@ -1,6 +1,7 @@
 """Every notebook by the command the README gives, from the repository root, at its defaults.
 
 Misspelt parameters are refused."""
+import ast
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill
 
-from conftest import ROOT, notebooks, stages
+from conftest import ROOT, cells, notebooks, stages
 from mcft.core import check_params, notebook_params, run_notebook
 from measure.notebooks import error_lines, long_outputs
 
@@ -45,3 +46,31 @@ def test_papermill_alone_refuses_a_misspelt_parameter(tmp_path):
 
 def test_an_executed_copy_may_not_lie_among_the_sources():
     with pytest.raises(ValueError, match='write it to runs/'): run_notebook('nbs/lib/01_core.ipynb', 'nbs/copy.ipynb')
+
+
+def batteries(cells) -> list:
+    "Return the ids of code cells with eight checks or more: asserts and calls of `test_...`."
+    def is_check(node):
+        return isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                                                and node.func.id.startswith('test_'))
+    return [c.id for c in cells if c.cell_type == 'code' and sum(map(is_check, ast.walk(ast.parse(c.source)))) >= 8]
+
+
+def repeated_ids(cells) -> list:
+    "Return the ids that two cells have."
+    ids = [c.id for c in cells]
+    return sorted({i for i in ids if ids.count(i) > 1})
+
+
+def test_a_battery_and_a_repeated_id_are_found():
+    nb = nbformat.v4
+    seven, eight = (nb.new_code_cell('test_eq(1, 1)\n'*n + 'assert True', id=f'c{n}') for n in (6, 7))
+    assert batteries([seven, eight, nb.new_markdown_cell('x', id='c0')]) == ['c7']
+    assert repeated_ids([seven, eight, eight]) == ['c7']
+
+
+@pytest.mark.parametrize('name', notebooks())
+def test_checks_beside_a_definition_are_few_and_ids_are_unique(name):
+    "Batteries stand in tests/; a cell whose id another has is lost when its notebook is exported."
+    assert batteries(cells(name)) == [], 'move them to tests/, and keep one case that works and one that fails'
+    assert repeated_ids(cells(name)) == []

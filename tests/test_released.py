@@ -102,7 +102,8 @@ def test_offline_the_trace_is_short(site):
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and 'site-packages' not in done.stderr and 'urllib' not in done.stderr, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith('ConnectionError: released/good.jsonl: http://127.0.0.1:9/nowhere cannot be reached')
+    assert last.startswith('ConnectionError: released/good.jsonl: http://127.0.0.1:9/nowhere cannot be reached '
+                           '(ConnectionError)')
     assert 'MCFT_DATA_DIR' in last
 
 
@@ -122,6 +123,13 @@ def test_the_cache_serves_offline_and_is_verified(site):
     path['blob'].write_bytes(b'damaged on disk')
     with pytest.raises(ConnectionError, match='cannot be reached'): site.get('released/blob.jsonl')
     assert kept(site) == ['good.jsonl']  # the damaged copy is gone, so it cannot be read by mistake
+
+
+def test_a_damaged_copy_is_not_replaced_by_a_changed_file(site):
+    site.get('released/blob.jsonl').write_bytes(b'damaged on disk')
+    (site.folder/'blob').write_bytes(b'something else')
+    with pytest.raises(ValueError, match=f'expected {git_blob(GOOD)}'): site.get('released/blob.jsonl')
+    assert kept(site) == []
 
 
 def test_the_folder_comes_first_and_is_verified(site, tmp_path, monkeypatch):

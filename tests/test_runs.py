@@ -36,6 +36,20 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(line, tmp_path):
     assert state(tmp_path) == before
 
 
+def test_the_key_of_a_run_is_that_of_the_contents_of_its_inputs(tmp_path):
+    source = tmp_path/'in.txt'
+    def start(**how): return start_run(tmp_path/'run', 's', dict(lr=1e-4), [source], **how)
+    with pytest.raises(FileNotFoundError, match='missing input'): start()
+    source.write_text('x')
+    run = start()
+    run.finish()
+    assert start().done and start(digests=run.inputs).done
+    source.write_text('y')
+    with pytest.raises(ValueError, match='other parameters or inputs'): start()
+    assert not start(resume='fresh').done
+    with pytest.raises(ValueError, match="resume is 'no'"): start(resume='no')
+
+
 def edit(run): (run/'rows.jsonl').write_text('labels of mine')
 def add(run): (run/'steps/notes.txt').write_text('mine')
 def nest(run): shutil.copytree(run.parent/'mine', run/'steps/deep/er')

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from mcft.stats import bootstrap, compare_counts, compare_paired, maj_at_k, mcnemar_p, mdd_paired, paired_counts
-from mcft.stats import paired_p_bounds, pass_at_k
+from mcft.stats import _mcnemar_power, bootstrap, compare_counts, compare_paired, maj_at_k, mcnemar_p, mdd_mean
+from mcft.stats import mdd_paired, mdd_unpaired, paired_counts, paired_p_bounds, pass_at_k
 
 patient = settings(deadline=None) # the first call imports the libraries
 verdicts = st.integers(1, 40).flatmap(lambda n: st.tuples(*[st.lists(st.booleans(), min_size=n, max_size=n)]*2))
@@ -90,3 +90,53 @@ def test_pass_and_majority_by_hand():
     assert maj_at_k([None, ' '], [0, 0]) == 0.0
     with pytest.raises(ValueError, match='5 right of 4 samples'): pass_at_k(4, 5, 2)
     with pytest.raises(ValueError, match='1 answers but 0 verdicts'): maj_at_k(['1'], [])
+
+
+@pytest.fixture
+def samples():
+    "Of 30 problems of different difficulty: their skill, and 16 samples of each."
+    draw = np.random.default_rng(7)
+    skill = draw.beta(2, 2, size=30)[:, None]
+    return skill, draw.random((30, 16)) < skill
+
+
+def test_equal_arguments_give_equal_intervals(samples):
+    _, x = samples
+    assert bootstrap(x) == bootstrap(x) != bootstrap(x, seed=1)
+    assert bootstrap(np.ones((5, 2))) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize('scores, says', [([1.0], 'one problem'), ([[1, float('nan')]], 'a score is NaN')])
+def test_scores_that_say_nothing_are_refused(scores, says):
+    with pytest.raises(ValueError, match=says): bootstrap(scores)
+
+
+def test_several_samples_are_compared_by_sign_flips(samples):
+    skill, x = samples
+    better = compare_paired(x, np.random.default_rng(1).random((30, 16)) < np.clip(skill + .15, 0, 1))
+    assert better['test'] == 'sign flips' and better['p'] < 0.01 and better['low'] > 0
+    assert better['mdd'] < mdd_paired(30)
+
+
+def test_one_sample_each_has_the_detectable_difference_of_its_discordance():
+    one, two = np.array([1]*3 + [0]*37), np.array([0]*3 + [1]*9 + [0]*28)
+    assert compare_paired(one, two)['mdd'] == mdd_paired(40, 0.3)
+    assert compare_paired(one, one)['p'] == 1.0
+
+
+@pytest.mark.parametrize('mdd, args', [(mdd_paired, (30, 0.0)), (mdd_mean, (10, 0.0))])
+def test_without_discordance_or_spread_nothing_is_detectable(mdd, args):
+    assert np.isnan(mdd(*args))
+
+
+@pytest.mark.parametrize('difference, power', [(1.0, 1.0), (0.0, 2/64)])  # without one: the level that is really used
+def test_power_of_six_discordant_problems(difference, power):
+    assert _mcnemar_power(difference, 6, 1.0, 0.05) == pytest.approx(power)
+
+
+def test_an_unpaired_difference_is_seen_in_four_of_five_repetitions():
+    gain = mdd_unpaired(500)
+    counts = np.random.default_rng(0).binomial(500, [0.5, 0.5 + gain], size=(500, 2))
+    seen = np.mean([abs(compare_counts(a, 500, b, 500)['z']) > 1.96 for a, b in counts])
+    assert seen == pytest.approx(0.8, abs=0.06)
+    with pytest.raises(ValueError, match='share is 1.0'): mdd_unpaired(30, 1.0)
