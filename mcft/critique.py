@@ -7,8 +7,8 @@ __all__ = ['VERSION', 'UNITS', 'JUDGE', 'REWRITE', 'FORM', 'GOLD', 'PAGE', 'REPA
            'WRITES', 'Prompt', 'numbered', 'messages', 'Checks', 'Fault', 'reject_rollout', 'repetition', 'scripts',
            'foreign', 'refuses', 'mentions', 'copied', 'plain_tags', 'after_thoughts', 'boxed', 'find_reply',
            'read_reply', 'judge_parts', 'Asking', 'messages_of', 'conversation', 'critique_row', 'funnel', 'Guess',
-           'estimate', 'TeacherParams', 'TeacherConfig', 'make_teacher', 'CritiqueConfig', 'show_estimate',
-           'n_unanswered', 'run_critique']
+           'estimate', 'TeacherConfig', 'make_teacher', 'CritiqueConfig', 'show_estimate', 'n_unanswered',
+           'run_critique']
 
 # %% ../nbs/02_critique.ipynb #821c0981
 import functools, json, re, unicodedata, warnings
@@ -526,7 +526,7 @@ def estimate(
 TEACHERS = ("symbolic", "student", "openai")
 
 @parameters
-class TeacherParams:
+class TeacherConfig:
     "Which teacher, and how it is asked."
     # symbolic (a program of the world), student (itself), openai (any endpoint)
     teacher_name: Literal[TEACHERS] = "symbolic"
@@ -556,14 +556,10 @@ class TeacherParams:
             price_of(self.prices, self.model)
 
 # %% ../nbs/02_critique.ipynb #b640af81
-@parameters
-class TeacherConfig(TeacherParams):
-    "A teacher with its limits."
-    limits: Limits = Limits() # openai: rate limits and budgets
-    guess: Guess = Guess() # openai: assumptions of the estimate
-
 def make_teacher(
     t: TeacherConfig, # which and how
+    limits: Limits = Limits(), # openai: rate limits and budgets
+    guess: Guess = Guess(), # openai: assumptions of the estimate
 ) -> tuple[Teacher, dict]: # the teacher; what changes its replies
     "Build a teacher."
     if t.teacher_name == "symbolic":
@@ -571,7 +567,7 @@ def make_teacher(
                                                                             else dict(world=t.world))
     if t.teacher_name == "openai":
         where = Endpoint(**{f.name: getattr(t, f.name) for f in fields(Endpoint)})
-        return OpenAITeacher(where, t.limits, price_of(t.prices, t.model), t.guess.chars_per_token), where.settings()
+        return OpenAITeacher(where, limits, price_of(t.prices, t.model), guess.chars_per_token), where.settings()
     from mcft.generate import BackendConfig, Sampling, make_backend
     s = Sampling(max_new_tokens=t.max_tokens, temperature=t.temperature or 0.0, top_p=t.top_p or 1.0, seed=t.seed)
     backend = make_backend(BackendConfig(t.model))
@@ -589,6 +585,8 @@ class CritiqueConfig:
     prompt: Prompt = Prompt() # what is asked
     repairs: Repairs = 0 # further turns about a faulty reply, at most
     checks: Checks = Checks() # what is accepted
+    limits: Limits = Limits() # openai: rate limits and budgets
+    guess: Guess = Guess() # openai: assumptions of the estimate
     confirm: bool = False # True: go on after the estimate and ask a teacher that costs money
     max_unanswered: Count = 0 # rollouts that may stay without a reply in a complete run; more are asked again next time
     out_dir: Name = "runs/02_critique" # run folder
@@ -599,7 +597,7 @@ class _Stage:
     "What the steps of one run share."
     def __init__(self, cfg: CritiqueConfig):
         self.cfg = cfg
-        self.teacher, settings = make_teacher(cfg.teacher)
+        self.teacher, settings = make_teacher(cfg.teacher, cfg.limits, cfg.guess)
         prompt = replace(cfg.prompt, prompt_style="none") if cfg.teacher.teacher_name == "symbolic" else cfg.prompt
         self.how = Asking(prompt, dict(teacher=cfg.teacher.teacher_name, **settings), cfg.repairs, cfg.checks)
         used = ("id", "question", "answer") # memory: only what is used
@@ -679,7 +677,7 @@ def _is_complete(stage: _Stage, book: Book, n_before: int, folder: Path) -> bool
 def _ask(stage: _Stage, book: Book, folder: Path) -> tuple[pd.DataFrame, bool]: # the funnel; is the run complete?
     cfg, n_before = stage.cfg, book.n_answered
     if isinstance(stage.teacher, OpenAITeacher):
-        guessed = estimate(stage.pending(book), stage.teacher, cfg.repairs, cfg.teacher.guess)
+        guessed = estimate(stage.pending(book), stage.teacher, cfg.repairs, cfg.guess)
         show_estimate(guessed, folder, cfg.confirm is True or stage.teacher.price.free)
     try: stage.teacher.run(progress(stage.pending(book), "critiques"), book, stage.how.follow)
     finally: table = _write(stage, book, folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, Iterable
 from .core import resolve, run_info
 from .costs import DEVICES, activation_bytes, read_shape, state_bytes
-from .critique import TeacherConfig, make_teacher
+from .critique import make_teacher
 from .data import questions_of
 from .devices import use_cpu
 from .endpoint import read_key
@@ -251,8 +251,7 @@ def _teaching(job: Job, made: tuple, place: Place, cfg: dict) -> Iterable[Findin
     if who.teacher_name == "student": yield from tried(job.name, lambda: facts_of(who.model))
     if who.teacher_name != "openai": return
     yield from tried(job.name, lambda: check_package("openai", "teacher_name='openai'"))
-    teacher = make_teacher(TeacherConfig(**{k: getattr(who, k) for k in who.__dataclass_fields__}, limits=limits,
-                                         guess=guess))[0]
+    teacher = make_teacher(who, limits, guess)[0]
     found = tried(job.name, teacher.endpoint.key)
     yield from found
     yield from tried(job.name, lambda: check_listening(who.base_url, None if found else teacher.endpoint.key()))

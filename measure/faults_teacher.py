@@ -92,12 +92,12 @@ def client(c: dict, out: str):
         base_url=c['url'],
         prices=dict(teacher=[MONEY, MONEY]),
         max_tokens=4000,
-        limits=Limits(**c['limits']),
     )
     cfg = CritiqueConfig(
         f"{c['folder']}/problems.jsonl",
         f"{c['folder']}/rollouts.jsonl",
         who,
+        limits=Limits(**c['limits']),
         repairs=1,
         confirm=True,
         out_dir=out,

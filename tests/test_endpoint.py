@@ -49,9 +49,9 @@ def stage(folder, url, **teacher):
     "Stage 02 with an API teacher that asks once."
     limits = Limits(concurrency=2, first_wait=0.02, max_tries=1)
     who = TeacherConfig('openai', model='teacher', base_url=url, prices=dict(teacher=[1, 1]), max_tokens=1000,
-                        **dict(dict(limits=limits), **teacher))
+                        **teacher)
     return CritiqueConfig(problems=f'{folder}/problems.jsonl', rollouts=f'{folder}/rollouts.jsonl', teacher=who,
-                          confirm=True)
+                          limits=limits, confirm=True)
 
 
 def critiqued(cfg, folder, resume='same'): return run_critique(replace(cfg, out_dir=folder, resume=resume))

@@ -56,10 +56,10 @@ def config(folder, url, price=1.0, confirm=True, repairs=0, **limits):
         base_url=url,
         prices=dict(teacher=[price, price]),
         max_tokens=1000,
-        limits=Limits(**dict(dict(concurrency=4, first_wait=0.02), **limits)),
     )
     return CritiqueConfig(
-        f'{folder}/problems.jsonl', f'{folder}/rollouts.jsonl', who, Prompt(), repairs, confirm=confirm
+        f'{folder}/problems.jsonl', f'{folder}/rollouts.jsonl', who, Prompt(), repairs, confirm=confirm,
+        limits=Limits(**dict(dict(concurrency=4, first_wait=0.02), **limits))
     )
 
 
@@ -377,9 +377,9 @@ def test_transformers_serve_is_a_teacher(served, asked, tmp_path):
         prices={str(model): [0, 0]},
         temperature=0.0,
         max_tokens=200,
-        limits=Limits(concurrency=2, timeout=120),
     )
-    table = critiqued(self_critique(asked, who), tmp_path / 'http').set_index('step')['rows']
+    patient = replace(self_critique(asked, who), limits=Limits(concurrency=2, timeout=120))
+    table = critiqued(patient, tmp_path / 'http').set_index('step')['rows']
     rows = read_rows(tmp_path / 'http' / 'critiques.jsonl', 'critiques')
     assert (
         len(rows) == 12
