@@ -11,7 +11,7 @@ __all__ = ['LOOK', 'PARTS', 'FIGURES', 'TABLES', 'KINDS', 'world_checks', 'plot_
 # %% ../nbs/06_ablation.ipynb #2ecb8c83
 import textwrap
 import numpy as np, pandas as pd
-from .compare import CONTRAST_FIELDS, SLOPE, answer_table, difference, estimate, family_table
+from .compare import CONTRAST_FIELDS, LACKING, SLOPE, answer_table, difference, estimate, family_table
 from .compare import contrast_name, load_rows, plot_arms, plot_contrasts, power_table, seeds_to_see, seen
 from .compare import t_interval
 from .core import read_rows, resolve, run_info
@@ -19,7 +19,7 @@ from .endpoints import DIVISORS, ENDPOINTS, by_rate, by_run, collected_endpoints
 from .endpoints import endpoints_of, factorial_means, factorial_of, plain_rates, planned_differences, rate_arms
 from .figures import look, plot_funnel, style
 from .grid import best_lr, comparisons, models, read_grid, seeds_of
-from .report import LACKING, Evidence, Kinds, ReportConfig, form_lines, markdown, percent, run_report, signed
+from .report import Evidence, Kinds, ReportConfig, form_lines, markdown, percent, run_report, signed
 from .stats import wilson
 
 # %% ../nbs/06_ablation.ipynb #8460566f
@@ -611,7 +611,7 @@ def _reading(t: pd.DataFrame, first: str, second: str|None) -> str: # of one con
 def _told(t: pd.DataFrame, first: str, second: str|None, endpoint: str) -> str: # one contrast in running text
     name = first if second is None else f"{first} − {second}"
     found = [r for r in t.itertuples() if (r.contrast, r.endpoint) == (name, endpoint)]
-    if not found or found[0].diff != found[0].diff: return "not measured yet"
+    if not found or found[0].diff != found[0].diff: return LACKING
     r, unit = found[0], " points" if endpoint == "right" else " nats a token"
     if r.low != r.low: return f"{_size(r.diff, endpoint)}{unit} ({r.reading})"
     known = f"{_size(r.low, endpoint)} to {_size(r.high, endpoint)}; {r.reading}; {r.n_seeds} of {r.n_planned} seeds"

@@ -8,7 +8,7 @@ __all__ = ['FIGURES', 'TABLES', 'KINDS', 'continuations', 'plot_continuations', 
 
 # %% ../nbs/10_beyond.ipynb #ec8dc67f
 import pandas as pd
-from .compare import CONTRAST_FIELDS, difference, estimate, plot_contrasts
+from .compare import CONTRAST_FIELDS, LACKING, difference, estimate, plot_contrasts
 from .core import resolve
 from .figures import look, style
 from .grid import best_lr, comparisons, models
@@ -165,7 +165,7 @@ def page_names(
 ) -> dict: # name -> value
     "Give the page its numbers."
     if not e.started: return {}
-    def accuracy(arm): return percent(e.accuracy.accuracy[arm]) if arm in e.accuracy.index else "(still to come)"
+    def accuracy(arm): return percent(e.accuracy.accuracy[arm]) if arm in e.accuracy.index else LACKING
     def lower(first,
               second): return (e.contrasts[e.contrasts.contrast == f"{first} − {second}"].reading == "lower").any()
     stages = stage_table(e).rename(columns={"all": "mean", "n_seeds": "seeds"})
