@@ -9,7 +9,7 @@ __all__ = ['MADE', 'FACT_FIELDS', 'FOUR', 'PROMPTS', 'ARGUMENTS', 'PAIRS', 'LOOK
            'loops', 'prompt_table', 'graded', 'facts_endings', 'facts_prompts', 'collated_labels', 'reward_gradients',
            'split_rows', 'n_steps', 'warm_up', 'unknown_arguments', 'facts_training', 'grader_table', 'disputed',
            'facts_grading', 'paired_table', 'total_table', 'by_truncation', 'facts_differences', 'plot_endings',
-           'outcomes', 'plot_outcomes', 'verdict_rows', 'completion_rows', 'pickle_rows', 'period', 'tail_rows',
+           'outcomes', 'plot_outcomes', 'released_verdicts', 'completion_rows', 'pickle_rows', 'period', 'tail_rows',
            'overlap_rows', 'gold_rows', 'build_facts', 'audit_rows', 'AuditParams']
 
 # %% ../nbs/around/01_audit.ipynb #f5b74b99
@@ -709,7 +709,7 @@ def plot_outcomes(
     return fig, o
 
 # %% ../nbs/around/01_audit.ipynb #5c8169dc
-def verdict_rows(
+def released_verdicts(
     folder: str|Path, # with a MANIFEST.json
 ) -> list[dict]: # one per response
     "Return the verdicts of our graders on each response."
@@ -802,7 +802,7 @@ def gold_rows(
     return out
 
 # %% ../nbs/around/01_audit.ipynb #b4e4394a
-MAKERS = dict(verdicts=verdict_rows, completions=completion_rows, pickles=pickle_rows, tails=tail_rows,
+MAKERS = dict(verdicts=released_verdicts, completions=completion_rows, pickles=pickle_rows, tails=tail_rows,
               overlaps=overlap_rows, golds=gold_rows) # file -> function of the folder
 
 def build_facts(

@@ -9,6 +9,7 @@ __all__ = ['LOSS_ON', 'PACKING', 'LEAK', 'EARLY_CARD', 'rejection_sample', 'chai
            'midtrain', 'early_step', 'score_step', 'publish_early', 'early_card']
 
 # %% ../nbs/07_midtrain.ipynb #48b95298
+import json
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass

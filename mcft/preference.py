@@ -6,7 +6,7 @@
 __all__ = ['NEAR', 'IDS', 'STILL', 'METHODS', 'LOSSES', 'Beta', 'edit_distance', 'distance', 'level_filter', 'rollout_candidates',
            'rewrite_candidates', 'pick_pairs', 'completion_logps', 'redi_loss', 'encode_pairs', 'pair_logps',
            'PairTrainer', 'displacement', 'displacement_table', 'PairLog', 'PreferenceConfig', 'source_of',
-           'check_preference', 'PairData', 'make_pairs', 'pair_length', 'load_pairs', 'token_counts', 'pair_stats',
+           'check_preference', 'PairData', 'make_pairs', 'pair_length', 'load_pairs', 'pair_tokens', 'pair_stats',
            'dpo_config', 'pair_log', 'make_pair_trainer', 'preference_summary', 'prepare_preference', 'prefer',
            'plot_displacement']
 
@@ -396,7 +396,7 @@ def load_pairs(
     return PairData(pairs, rows, counts, dropped, sum(r["revision"] == mine for r in rollouts)/len(rollouts))
 
 # %% ../nbs/08_preference.ipynb #d77b19c4
-def token_counts(
+def pair_tokens(
     rows: list[dict], # from `encode_pairs`
 ) -> np.ndarray: # (pairs, 2): tokens of chosen and rejected, the end token among them
     "Count the tokens of the completions."
@@ -407,7 +407,7 @@ def pair_stats(
     data: PairData, # from `load_pairs`
 ) -> pd.DataFrame: # columns what, name, n, mean, median, max
     "Tabulate counts, losses by reason, lengths in tokens, distances."
-    chosen, rejected = token_counts(data.rows).T
+    chosen, rejected = pair_tokens(data.rows).T
     spread = {"chosen tokens": chosen, "rejected tokens": rejected, "chosen minus rejected tokens": chosen - rejected,
               "distance": np.array([p["distance"] for p in data.pairs])}
     counts = data.counts | dict(pairs=len(data.pairs))
@@ -440,7 +440,7 @@ def pair_log(
     "Make the log, with the pairs that are watched."
     ids = [p["id"] for p in data.pairs]
     at = sorted(range(len(ids)), key=lambda i: stable_seed("watch", cfg.seed, ids[i]))[:cfg.watch_pairs]
-    watched, n_tok = [data.rows[i] for i in at], token_counts(data.rows)[at]
+    watched, n_tok = [data.rows[i] for i in at], pair_tokens(data.rows)[at]
     def look(): return displacement(before[at], measure(watched), n_tok)
     return PairLog(resolve(cfg.out_dir)/"train_log.jsonl", look, cfg.watch_steps)
 
@@ -488,7 +488,7 @@ def prepare_preference(
     write_rows(run.folder/"pairs.jsonl", data.pairs)
     pair_stats(data).to_csv(run.folder/"pair_stats.csv", index=False)
     def measure(rows): return pair_logps(model, rows, cfg.batch_size, tok.pad_token_id or 0, cfg.bf16)
-    before, n_tok = measure(data.rows), token_counts(data.rows)
+    before, n_tok = measure(data.rows), pair_tokens(data.rows)
     log = pair_log(cfg, data, before, measure)
     def summary(end):
         after = measure(data.rows)

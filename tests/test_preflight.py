@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from mcft.critique import Guess, estimate
+from mcft.critique import Guess, estimate_cost
 from mcft.grid import check_grid, jobs, read_grid
 from mcft.preflight import Place, find_place, main, memory_gib, preflight
 from mcft.teacher import Ask, Endpoint, Limits, OpenAITeacher, Price
@@ -51,7 +51,7 @@ def test_an_estimate_never_exceeds_its_upper_bound(reply_tokens, chars_per_token
     for repairs in (0, 1, 3):
         endpoint = Endpoint('http://localhost/v1', 'm', max_tokens=800)
         teacher = OpenAITeacher(endpoint, Limits(), Price(3, 15), chars_per_token)
-        e = estimate(asks, teacher, repairs, Guess(reply_tokens, 30.0, chars_per_token))
+        e = estimate_cost(asks, teacher, repairs, Guess(reply_tokens, 30.0, chars_per_token))
         assert e['dollars'] <= e['dollars_at_most']
 
 

@@ -10,7 +10,8 @@ from mcft.format import last_result
 from mcft.generate import BackendConfig, Prompt, Sampling, make_backend, rendered
 from mcft.grid import check_grid, encoding_of, jobs, models, probed, read_grid, arms_of
 from mcft.pocket import teach
-from mcft.probe import CHECKERS, KINDS, ProbeConfig, blamed_step, error_kind, error_rows, held_out, probe, says_wrong
+from mcft.probe import CHECKERS, ERROR_KINDS, ProbeConfig, blamed_step, error_kind, error_rows, held_out, probe
+from mcft.probe import says_wrong
 
 CRITIQUES = read_rows('data/pocket/critiques.jsonl')
 
@@ -28,7 +29,7 @@ def test_the_reader_understands_the_teacher(seed):
 
 def test_every_fault_of_a_world_has_a_kind():
     faults = {CHECKERS['pocket'](r['question'], r['rollout']).kind for r in CRITIQUES}
-    assert {error_kind(f) for f in faults} <= set(KINDS)
+    assert {error_kind(f) for f in faults} <= set(ERROR_KINDS)
     assert {'none', 'slip', 'operation'} <= {error_kind(f) for f in faults}
 
 
@@ -36,7 +37,7 @@ def test_an_answer_has_one_kind_of_error():
     row = CRITIQUES[0]
     asked = dict.fromkeys(('p', 'q'), row['question'])
     rows = error_rows({'p': row['rollout'], 'q': 'no chain at all'}, asked, CHECKERS['pocket'])
-    assert len(rows) == 2*len(KINDS)
+    assert len(rows) == 2*len(ERROR_KINDS)
     assert sum(r['value'] for r in rows) == 2
 
 

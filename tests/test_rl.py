@@ -20,9 +20,9 @@ from hypothesis import given, settings, strategies as st
 from conftest import ROOT
 from mcft.core import check_params, read_rows, run_info, sha256_file, write_rows
 from mcft.models import load_tokenizer
-from mcft.rl import (REASONS, CurveConfig, RewardRow, RLConfig, curve_rows, even_prompts, group_advantages, guarded,
-                     has_signal, kept_samples, length_cv, load_policy, load_prompts, make_trainer, measure_curves,
-                     prompt_order, rebalance, temperature_at, train_rl)
+from mcft.rl import (REWARD_FAULTS, CurveConfig, RewardRow, RLConfig, curve_rows, even_prompts, group_advantages,
+                     guarded, has_signal, kept_samples, length_cv, load_policy, load_prompts, make_trainer,
+                     measure_curves, prompt_order, rebalance, temperature_at, train_rl)
 from mcft.trainer import quiet
 
 few = settings(max_examples=60, deadline=None)
@@ -140,7 +140,7 @@ def test_each_failure_costs_one_sample():
     assert (
         [v for v, w in got if not w] == [0.5, 0.5]
         and all(v is None for v, w in got if w)
-        and {w for _, w in got if w} == set(REASONS)
+        and {w for _, w in got if w} == set(REWARD_FAULTS)
     )
 
 
@@ -158,8 +158,8 @@ def test_a_run_outlives_its_reward(tmp_path):
     info = train_rl(replace(SMALL, out_dir=str(tmp_path / 'a'), reward_seconds=0.5), dict(seldom=(seldom, 1.0)))
     log = read_rows(tmp_path / 'a/train_log.jsonl')
     lost = sum(info['lost'].values())
-    assert 0 < lost < 64 and info['steps'] == 2 and sum(sum(r[f'lost_{k}'] for k in REASONS) for r in log) == lost
-    assert all(r['kept'] == pytest.approx(1 - sum(r[f'lost_{k}'] for k in REASONS) / 32) for r in log)
+    assert 0 < lost < 64 and info['steps'] == 2 and sum(sum(r[f'lost_{k}'] for k in REWARD_FAULTS) for r in log) == lost
+    assert all(r['kept'] == pytest.approx(1 - sum(r[f'lost_{k}'] for k in REWARD_FAULTS) / 32) for r in log)
     assert all(
         torch.isfinite(w).all()
         for w in load_policy(replace(SMALL, model_dir=str(tmp_path / 'a')), load_tokenizer(tmp_path / 'a')).parameters()

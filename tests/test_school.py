@@ -11,7 +11,7 @@ from mcft.words import (
     WordProblem,
     apply,
     chain_of,
-    number_text,
+    value_text,
     read_school,
     read_splits,
     redrawn,
@@ -55,7 +55,7 @@ PROBLEMS = [
 
 def chain(steps: list[Step]) -> str:  # as the student writes it
     body = "\n".join(f"Do it: {s.text()} things." for s in steps)
-    return f"<think>\n{body}\n</think>\n\\boxed{{{number_text(steps[-1].value)}}}"
+    return f"<think>\n{body}\n</think>\n\\boxed{{{value_text(steps[-1].value)}}}"
 
 
 def changed(
@@ -119,10 +119,10 @@ def test_first_wrong_step_and_kind():
 
 @pytest.mark.parametrize("p", PROBLEMS)
 def test_reference_chain_is_correct(p):
-    text = f"<think>\n{chain_of(p)}\n</think>\n\\boxed{{{number_text(p.answer)}}}"
+    text = f"<think>\n{chain_of(p)}\n</think>\n\\boxed{{{value_text(p.answer)}}}"
     assert check_chain(p, text).kind == ""
     assert check_chain(p, text.replace("\\boxed", "The answer is ")).kind == "unfinished"
-    assert check_chain(p, text.replace(f"\\boxed{{{number_text(p.answer)}}}", "\\boxed{9999}")).kind == "answer"
+    assert check_chain(p, text.replace(f"\\boxed{{{value_text(p.answer)}}}", "\\boxed{9999}")).kind == "answer"
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_critique_is_right_and_about_the_chain(p, held_out):
         if text is None:
             continue
         made = critique(p, text, held_out=held_out)
-        assert made["answer"] == number_text(p.answer) and made["error"] == kind and made["reasoning"] == chain_of(p)
-        assert number_text(p.answer) in made["critique"], made
+        assert made["answer"] == value_text(p.answer) and made["error"] == kind and made["reasoning"] == chain_of(p)
+        assert value_text(p.answer) in made["critique"], made
         if at >= 0:
             formula = steps[at].text()
             assert formula in made["critique"] or formula.split(" = ")[0] in made["critique"], (made, formula)

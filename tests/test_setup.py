@@ -280,6 +280,13 @@ def test_groups_of_slow_tests_name_what_is_there():
     assert re.findall(r'PYTEST\) -m (.*)', (ROOT/'Makefile').read_text()) == ['"not slow"', 'slow']
 
 
+def test_modules_import_what_they_name():
+    "A cell that is not exported may import for a notebook what its module then lacks."
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', 'mcft', '--isolated', '--select', 'F821', '--quiet',
+                           '--output-format', 'concise'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_ruff():
     "Width, statements, imports and complexity of every notebook and file: ruff.toml."
     done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--quiet', '--output-format', 'concise'], cwd=ROOT,

@@ -27,7 +27,7 @@ from mcft.critique import (  # noqa: E402
     Asking,
     Checks,
     CritiqueConfig,
-    Prompt,
+    TeacherPrompt,
     TeacherConfig,
     _formulas,
     critique_row,
@@ -58,7 +58,7 @@ def config(folder, url, price=1.0, confirm=True, repairs=0, **limits):
         max_tokens=1000,
     )
     return CritiqueConfig(
-        f'{folder}/problems.jsonl', f'{folder}/rollouts.jsonl', who, Prompt(), repairs, confirm=confirm,
+        f'{folder}/problems.jsonl', f'{folder}/rollouts.jsonl', who, TeacherPrompt(), repairs, confirm=confirm,
         limits=Limits(**dict(dict(concurrency=4, first_wait=0.02), **limits))
     )
 
@@ -364,7 +364,7 @@ def served(tmp_path_factory):
 
 def self_critique(folder, teacher, repairs=0):
     return CritiqueConfig(
-        f'{folder}/problems.jsonl', f'{folder}/rollouts.jsonl', teacher, Prompt(prompt_style='student'), repairs
+        f'{folder}/problems.jsonl', f'{folder}/rollouts.jsonl', teacher, TeacherPrompt(prompt_style='student'), repairs
     )
 
 

@@ -10,7 +10,7 @@ from mcft.beyond import KINDS
 from mcft.compare import difference, load_rows, save_rows
 from mcft.core import run_info
 from mcft.grid import arms_of, check_grid, jobs, load_yaml, models, names_in, read_grid, run_job, slug
-from mcft.report import Evidence, fill
+from mcft.report import Evidence, fill_page
 from mcft.stats import crossed, crossed_mdd
 
 ROWS, CONFIG = ROOT/'data'/'results', 'configs/beyond_techniques.yaml'
@@ -96,7 +96,7 @@ def test_the_page_reads_the_rows(cfg, tmp_path):
     scores = [dict(arm=m.arm.name, lr=m.lr, benchmark='dev_gcd', accuracy=m.lr or 0) for m in models(cfg, 'lr')]
     pd.DataFrame(scores).to_csv(tmp_path/'lr.csv', index=False)
     e = Evidence({**cfg, 'lr_rows': str(tmp_path/'lr.csv')}, tmp_path)
-    page = fill(cfg['report']['page']['from'], e, KINDS.names(e))
+    page = fill_page(cfg['report']['page']['from'], e, KINDS.names(e))
     assert '**No continuation ends above plain `sft`**' in page
     assert 'rollout DPO lowers what the stage before it had reached' in page
     assert 'grpo after base 0.0003' in page and 'not measured yet' not in page and 'still to come' not in page

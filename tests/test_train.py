@@ -18,7 +18,7 @@ from mcft.devices import has_bf16
 from mcft.mask import PRESETS, MaskSpec, preset
 from mcft.models import load_model, load_tokenizer, model_config
 from mcft.params import ParameterError
-from mcft.train import (METHODS, PARTS, TrainConfig, check_counts, check_platform, count_labels, label_rows,
+from mcft.train import (METHODS, TOKEN_KINDS, TrainConfig, check_counts, check_platform, count_labels, label_rows,
                         main_layout, mask_plan, mask_spec, needed_gib, ready_labels, row_parts, run_params, train,
                         training_rows, update_size)
 from mcft.trainer import LabelGuard, use_label_head
@@ -231,7 +231,7 @@ def test_counts_of_a_column():
 
     def spoilt(line, kind, by):
         c = counts.copy()
-        c[line, PARTS.index(kind)] += by
+        c[line, TOKEN_KINDS.index(kind)] += by
         return c
 
     for bad, how, says in (
