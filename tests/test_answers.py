@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from conftest import needs_files
 from mcft.answers import expression, join_thousands, quantity, region, same_answer, split_outside, tidy
 from mcft.grading import grade
-from quantity.near_misses import benchmark_golds, draw
+from measure.near_misses import benchmark_golds, draw
 
 
 @pytest.fixture(autouse=True)
