@@ -37,7 +37,8 @@ GROUPS = dict(
     commands='test_howto.py::test_commands test_commands.py::test_commands test_commands.py::test_small '
              'test_commands.py::test_publish test_examples.py::test_its test_examples.py::test_run_all',
     notebooks='test_notebooks.py::test_runs',
-    workflow='test_workflow.py test_cluster.py test_techniques.py::test_a_small test_rehearsal.py::test_the_rehearsal',
+    workflow='test_workflow.py test_cluster.py test_techniques.py::test_a_small test_rehearsal.py::test_the_rehearsal '
+             'test_language_model.py::test_the_whole test_language_model.py::test_dpo',
     packaging='test_packaging.py::test_wheel test_packaging.py::test_the_ test_packaging.py::test_every_module '
               'test_packaging.py::test_types test_packaging.py::test_grading',
     kills='test_train.py::test_kill test_midtrain.py::test_kill test_preference.py::test_kill test_rl.py::test_kill '
