@@ -15,11 +15,12 @@ from .compare import CONTRAST_FIELDS, LACKING, SLOPE, answer_table, difference, 
 from .compare import contrast_name, load_rows, plot_arms, plot_contrasts, power_table, seeds_to_see, seen
 from .compare import t_interval
 from .core import read_rows, resolve, run_info
-from .endpoints import DIVISORS, ENDPOINTS, by_rate, by_run, collected_endpoints, endpoint_rows, endpoint_table
-from .endpoints import endpoints_of, factorial_means, factorial_of, plain_rates, planned_differences, rate_arms
+from .endpoints import DIVISORS, ENDPOINTS, by_rate, by_run, collected_endpoints, endpoint_differences
+from .endpoints import endpoint_rows, endpoint_table, endpoints_of, factorial_means
+from .endpoints import factorial_of, plain_rates, planned_differences, rate_arms
 from .figures import look, plot_funnel, style
 from .grid import best_lr, comparisons, models, read_grid, seeds_of
-from .report import Evidence, Kinds, ReportConfig, form_lines, markdown, percent, run_report, signed
+from .report import Evidence, Kinds, ReportConfig, form_lines, markdown, percent, run_report, signed, span
 from .stats import wilson
 
 # %% ../nbs/06_ablation.ipynb #8460566f
@@ -280,7 +281,7 @@ def plot_masked_loss(
         ax.set_xlabel("fraction of critique tokens masked")
         ax.set_xlim(-.05, 1.05)
     seeds = d.groupby("arm").seed.nunique()
-    left.set_title(f"Training rows, end of training ({seeds.min()} to {seeds.max()} seeds)", fontsize=11)
+    left.set_title(f"Training rows, end of training ({span(seeds)} seeds)", fontsize=11)
     right.set_title("Difference in the same runs; 95% intervals", fontsize=11)
     fig.tight_layout()
     return fig, s
@@ -395,14 +396,14 @@ def plot_factorial(
     for ax, (over, title) in zip(axes, DIVISORS.items()):
         for k, (lr, g) in enumerate(s[s.loss_over == over].groupby("lr")):
             c, m, face = look(color=k, mark="osD^v"[k % 5])
-            ax.errorbar(g.mask_rate, 100*g["mean"], yerr=_bars(g, "mean", 100), marker=m, color=c, mfc=face, capsize=3,
+            beside = g.mask_rate + .012*(k - 1)   # bars of two rates would hide each other
+            ax.errorbar(beside, 100*g["mean"], yerr=_bars(g, "mean", 100), marker=m, color=c, mfc=face, capsize=3,
                         label=f"{lr:g}")
         ax.set_title(title, fontsize=11)
         ax.set_xlabel("fraction of critique tokens masked")
     axes[0].set_ylabel("accuracy (%)")
-    axes[0].legend(title="learning rate", fontsize=9, frameon=True)
-    seeds = " to ".join(map(str, sorted({s.n_seeds.min(), s.n_seeds.max()})))
-    fig.suptitle(f"Own critiques, {seeds} seeds; 95% intervals over seeds", x=.01, ha="left", fontsize=11)
+    axes[-1].legend(title="learning rate", loc="center left", bbox_to_anchor=(1.02, .5), frameon=False)
+    fig.suptitle(f"Own critiques, {span(s.n_seeds)} seeds; 95% intervals over seeds", x=.01, ha="left", fontsize=11)
     fig.tight_layout()
     return fig, s
 
@@ -492,11 +493,19 @@ def _of_responses(e: Evidence) -> dict: # names of a page with a row per respons
     runs = e.collected("runs")
     counts = dict(n_arms=len(tuned), n_models=int(tuned.n_seeds.sum()), n_critiques=int(tuned.critiques.sum()),
                   n_responses=int(((e.rows.step == 0) & (e.rows.arm != "base")).sum()))
-    ranges = dict(few_seeds=tuned.n_seeds.min(), many_seeds=tuned.n_seeds.max(), least_boxed=tuned.boxed.min(),
+    ranges = dict(seeds=span(tuned.n_seeds), least_boxed=tuned.boxed.min(),
                   shortest=tuned.mean_tok.min(), longest=tuned.mean_tok.max())
     ends = dict(has_curves=bool((e.rows.step > 0).any()), budget=budget_table(runs))
     return {**counts, **ranges, **ends, **_of_design(e), **_of_runs(runs),
-            "endpoints": endpoint_lines(e)}
+            "endpoints": endpoint_lines(e), "of_endpoint": lambda *asked: _of_endpoint(e, *asked)}
+
+def _of_endpoint(e: Evidence, first: str, second: str, name: str) -> str: # one endpoint of two arms, in running text
+    if not e.has("endpoints"): return LACKING
+    found = endpoint_differences(e.collected("endpoints"), [(first, second)]).to_dict("records")
+    r, unit = next((r for r in found if r["endpoint"] == name), None), name.endswith("nats")
+    if r is None: return LACKING
+    diff, low, high = (f"{x:+.3f}".replace("-", "−") if unit else signed(x) for x in (r["diff"], r["low"], r["high"]))
+    return f"{diff} {'nats a token' if unit else 'points'} ({low} to {high} over seeds)"
 
 def _made_by(e: Evidence) -> dict: # what run.json says of the runs; empty where only their rows are there
     job = next((m.job for m in models(e.cfg) if m.job and not m.step), "")
@@ -622,7 +631,7 @@ def _contrasts(planned: bool, title: str): # a function that draws one of the tw
     def draw(e: Evidence):
         t = e.contrasts[e.contrasts.planned == planned]
         return plot_contrasts(t, e.arms,
-                              f"{title} ({t.n_problems.max()} problems, {t.n_seeds.min()} to {t.n_seeds.max()} seeds)")
+                              f"{title} ({t.n_problems.max()} problems, {span(t.n_seeds)} seeds)")
     return draw
 
 def _power(e: Evidence, *sizes) -> pd.DataFrame: # from the pilot, under the prompt of the page

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLLECTED', 'READINGS', 'verdicts_of', 'run_table', 'probe_frame', 'probes_of', 'collect_rows', 'Evidence', 'percent',
-           'signed', 'interval', 'markdown', 'contrast_lines', 'say', 'benchmark_lines', 'form_lines', 'fill_page',
-           'ReportConfig', 'Kinds', 'run_report']
+           'signed', 'span', 'interval', 'markdown', 'contrast_lines', 'say', 'benchmark_lines', 'form_lines',
+           'fill_page', 'ReportConfig', 'Kinds', 'run_report']
 
 # %% ../nbs/lib/23_report.ipynb #23962267
 from dataclasses import asdict, dataclass
@@ -258,6 +258,13 @@ def signed(
 ) -> str: # e.g. "+1.2"
     "Write a difference in points, with its sign."
     return f"{100*x:+.1f}".replace("-", "−")
+
+def span(
+    counts: pd.Series, # of seeds, such as one an arm
+) -> str: # e.g. "5 to 10"; "5" where all are equal
+    "Write the least and the largest count."
+    return " to ".join(map(str, sorted({counts.min(), counts.max()})))
+
 def interval(
     x: dict, # of `mcft.compare.estimate`, or a row of contrasts
 ) -> str: # e.g. "+1.2 (+0.3 to +2.1)"
@@ -308,6 +315,7 @@ def _of_sizes(e: Evidence) -> dict: # functions of two arms, for sentences; and 
         return ", ".join(f"{b} {interval(r)}" for b, r in d.drop("all").iterrows())
     return dict(of_each=said(of_each), smallest=said(lambda d: f"{100*d.mdd['all']:.1f} points"),
                 seeds_only=said(lambda d: f"{signed(d.seeds_low['all'])} to {signed(d.seeds_high['all'])}"),
+                fifth=said(lambda d: f"{signed(d['diff']['all']/5)} points"),
                 benchmark_lines=lambda: benchmark_lines(e.benchmarks, comparisons(e.cfg)))
 
 def benchmark_lines(
