@@ -497,15 +497,17 @@ def _of_responses(e: Evidence) -> dict: # names of a page with a row per respons
                   shortest=tuned.mean_tok.min(), longest=tuned.mean_tok.max())
     ends = dict(has_curves=bool((e.rows.step > 0).any()), budget=budget_table(runs))
     return {**counts, **ranges, **ends, **_of_design(e), **_of_runs(runs),
-            "endpoints": endpoint_lines(e), "of_endpoint": lambda *asked: _of_endpoint(e, *asked)}
+            "endpoints": endpoint_lines(e), "of_endpoint": lambda *asked, **how: _of_endpoint(e, *asked, **how)}
 
-def _of_endpoint(e: Evidence, first: str, second: str, name: str) -> str: # one endpoint of two arms, in running text
+def _of_endpoint(e: Evidence, first: str, second: str, name: str, each: bool = False) -> str:
+    # one endpoint of two arms, in running text; `each`: every benchmark counts the same, whatever its answers
     if not e.has("endpoints"): return LACKING
-    found = endpoint_differences(e.collected("endpoints"), [(first, second)]).to_dict("records")
-    r, unit = next((r for r in found if r["endpoint"] == name), None), name.endswith("nats")
-    if r is None: return LACKING
-    diff, low, high = (f"{x:+.3f}".replace("-", "−") if unit else signed(x) for x in (r["diff"], r["low"], r["high"]))
-    return f"{diff} {'nats a token' if unit else 'points'} ({low} to {high} over seeds)"
+    rows = e.collected("endpoints").query("endpoint == @name")
+    if {first, second} - set(rows.arm): return LACKING
+    if each: rows = rows.assign(n=1)
+    r = endpoint_differences(rows, [(first, second)]).iloc[0]
+    diff, low, high = (_size(x, "" if name.endswith("nats") else "right") for x in (r["diff"], r.low, r.high))
+    return f"{diff} {'nats a token' if name.endswith('nats') else 'points'} ({low} to {high} over seeds)"
 
 def _made_by(e: Evidence) -> dict: # what run.json says of the runs; empty where only their rows are there
     job = next((m.job for m in models(e.cfg) if m.job and not m.step), "")

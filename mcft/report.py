@@ -245,7 +245,8 @@ class Evidence:
 # %% ../nbs/lib/23_report.ipynb #731216ed
 READINGS = ("How to read it: *higher* and *lower* mean p below 0.05; *no difference of a point* means that it is "
             "not, and that the interval lies within a point of zero; *equal within a point* means that a test for "
-            "equivalence, whose p-value then stands in the row, shows it; *undecided* is everything else.")
+            "equivalence, whose p-value then stands in the row, shows it, and *equality not shown* that it does not; "
+            "*undecided* is everything else.")
 
 def percent(
     x: float, # a fraction
@@ -313,9 +314,10 @@ def _of_sizes(e: Evidence) -> dict: # functions of two arms, for sentences; and 
         return lambda first, second: LACKING if (d := rows(first, second)) is None else write(d)
     def of_each(d):
         return ", ".join(f"{b} {interval(r)}" for b, r in d.drop("all").iterrows())
-    return dict(of_each=said(of_each), smallest=said(lambda d: f"{100*d.mdd['all']:.1f} points"),
+    def part(x, first, second): # of a contrast, such as 0.2
+        return said(lambda d: f"{signed(x*d['diff']['all'])} points")(first, second)
+    return dict(of_each=said(of_each), part=part, smallest=said(lambda d: f"{100*d.mdd['all']:.1f} points"),
                 seeds_only=said(lambda d: f"{signed(d.seeds_low['all'])} to {signed(d.seeds_high['all'])}"),
-                fifth=said(lambda d: f"{signed(d['diff']['all']/5)} points"),
                 benchmark_lines=lambda: benchmark_lines(e.benchmarks, comparisons(e.cfg)))
 
 def benchmark_lines(

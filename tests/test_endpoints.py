@@ -1,10 +1,12 @@
 """Endpoints besides the box, from the run folders of a toy grid to its rows, its figure and its page."""
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from mcft.ablation import KINDS
+from mcft.ablation import KINDS, _of_endpoint
+from mcft.compare import LACKING
 from mcft.core import read_rows, write_rows
 from mcft.endpoints import by_run, cell_of, endpoints_of, factorial_of, plain_rates, probe_means
 from mcft.grid import Arm, load_yaml, models, probe_name, read_grid
@@ -97,6 +99,17 @@ def test_the_page_is_made_from_the_run_folders(grid):
     assert len(drawn) == 4 and set(drawn.loss_over) == {'trained', 'target'}
     both = pd.read_csv(folder/'page'/'factorial_endpoints.csv').set_index(['contrast', 'endpoint'])
     assert both['diff'][name, 'careful'] == pytest.approx(.5)
+
+
+def test_an_endpoint_in_running_text():
+    "Pooled, the benchmark with more answers counts more; or each counts the same."
+    cells = [('chain', .5, .7, 30), ('gcd', .4, .4, 10)]
+    rows = pd.DataFrame([dict(arm=arm, seed=seed, endpoint='careful', set=b, value=v + .02*seed*(arm == 'mcft'), n=n)
+                         for b, low, high, n in cells for seed in (0, 1) for arm, v in (('cft', low), ('mcft', high))])
+    e = SimpleNamespace(has=lambda kind: True, collected=lambda kind: rows)
+    assert _of_endpoint(e, 'mcft', 'cft', 'careful').startswith('+16.0 points (')
+    assert _of_endpoint(e, 'mcft', 'cft', 'careful', each=True).startswith('+11.0 points (')
+    assert _of_endpoint(e, 'mcft', 'sft', 'careful') == LACKING == _of_endpoint(e, 'mcft', 'cft', 'chain_nats')
 
 
 def test_a_run_that_has_not_ended_is_left_out_or_named(grid):
