@@ -76,6 +76,7 @@ for section in dict.fromkeys(job.section for job in JOBS.values() if job.section
         name: {"eval": "evaluate"}.get(section, section)
         input: lambda wildcards: JOBS[wildcards.job].needs
         output: f"{RUN}/{{job}}/run.json"
+        params: asked=lambda wildcards: JOBS[wildcards.job].params  # other ones in the config make a job run again
         priority:
             # what is short fills the end; where weights are dropped, what can end goes before what can begin
             int(section.startswith(("eval", "probe")) == bool(CONFIG["drop_weights"]))

@@ -112,6 +112,16 @@ def test_asked_again_it_does_nothing(run):
     assert stamps == {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
 
 
+def test_another_parameter_makes_its_jobs_run_again(run, tmp_path):
+    "Those jobs and what reads them, and no other."
+    config = yaml.safe_load(SMOKE.read_text())
+    config['eval']['max_new_tokens'] -= 1
+    (tmp_path/'other.yaml').write_text(yaml.safe_dump(config))
+    planned = snakemake(tmp_path/'other.yaml', run, '--dry-run').stdout
+    jobs = dict(re.findall(r'^(\w+) +(\d+)$', planned, re.M))
+    assert {'evaluate', 'tables', 'figures'} <= set(jobs) and not {'data', 'critique', 'masking', 'train'} & set(jobs), planned
+
+
 @pytest.mark.parametrize('section, name', [('train', 'epocks'), ('data', 'n_question')])
 def test_misspelt_parameter_stops_it_before_anything_runs(tmp_path, section, name):
     config = yaml.safe_load(SMOKE.read_text())
