@@ -6,7 +6,7 @@
 #   snakemake --cores 1 --configfile configs/pocket.yaml --report report.html   what a finished run did, with its figures
 # With --force-use-threads, as in the Makefile, local jobs share one Snakemake and the imports of their kernels.
 # A run folder is complete when it holds run.json; an interrupted stage goes on from the rows it had written.
-import os, re, sys
+import json, os, re, sys
 from mcft.compare import save_rows
 from mcft.core import write_if_changed
 from mcft.costs import expected_text
@@ -76,7 +76,7 @@ for section in dict.fromkeys(job.section for job in JOBS.values() if job.section
         name: {"eval": "evaluate"}.get(section, section)
         input: lambda wildcards: JOBS[wildcards.job].needs
         output: f"{RUN}/{{job}}/run.json"
-        params: asked=lambda wildcards: JOBS[wildcards.job].params  # other ones in the config make a job run again
+        params: asked=lambda wildcards: json.dumps(JOBS[wildcards.job].params, sort_keys=True)  # others make it run again
         priority:
             # what is short fills the end; where weights are dropped, what can end goes before what can begin
             int(section.startswith(("eval", "probe")) == bool(CONFIG["drop_weights"]))

@@ -119,7 +119,8 @@ def test_another_parameter_makes_its_jobs_run_again(run, tmp_path):
     (tmp_path/'other.yaml').write_text(yaml.safe_dump(config))
     planned = snakemake(tmp_path/'other.yaml', run, '--dry-run').stdout
     jobs = dict(re.findall(r'^(\w+) +(\d+)$', planned, re.M))
-    assert {'evaluate', 'tables', 'figures'} <= set(jobs) and not {'data', 'critique', 'masking', 'train'} & set(jobs), planned
+    assert {'evaluate', 'tables', 'figures'} <= set(jobs), planned
+    assert not {'data', 'critique', 'masking', 'train'} & set(jobs), planned
 
 
 @pytest.mark.parametrize('section, name', [('train', 'epocks'), ('data', 'n_question')])
